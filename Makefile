@@ -1,0 +1,42 @@
+# make demo   the main job on a shipped clip and photo
+# make test   everything that needs no GPU
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: demo test lint evaluate clean
+
+demo: $(VENV)/.demo
+	$(BIN)/deformer run deformer_core/data/demo/people.jpg deformer_core/data/demo/clip.mp4 \
+		--save overlay,side,glb --out out/demo
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+evaluate: $(VENV)/.dev
+	$(BIN)/python -m training.evaluate
+
+clean:
+	rm -rf $(VENV) out
+
+# The first line pins torch: a plain requirement would also take the newest build, gigabytes of CUDA with it.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch setup.py
+	$(PIP) -e '.[export]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch setup.py
+	@sh .ci/graphics
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,55 @@
+"""Packaging for pip; `package.xml` serves ROS 2."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="deformer",
+    version="0.1.0",
+    description="3D human mesh recovery from one RGB image: DeFormer, with free weights, for robots",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["deformer_core", "deformer_core.*", "deformer_ros", "deformer_ros.*"]),
+    package_data={
+        "deformer_core.body": ["data/*.safetensors"],
+        "deformer_core.weights": ["*.safetensors", "*.onnx", "*.md"],
+        "deformer_core": ["py.typed"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "opencv-python-headless>=4.8,<5",
+        "onnxruntime>=1.18",
+        "safetensors>=0.4",
+        "pyyaml>=6",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        "export": ["onnx>=1.16", "onnxscript>=0.3"],
+        "train": ["moderngl>=5.11", "glcontext>=3", "deepspeed>=0.16"],
+        "backbones": ["timm>=1.0"],
+        "gpu": ["tensorrt>=10"],
+        "smpl": ["smplx>=0.1.28"],
+        "ros": ["rosbags>=0.10"],
+        "dev": [
+            "pytest>=8",
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "import-linter>=2.1",
+            "types-PyYAML",
+            "types-tqdm",
+            "onnx>=1.16",
+            "onnxscript>=0.3",
+            "moderngl>=5.11",
+            "glcontext>=3",
+            "deepspeed>=0.16",
+        ],
+    },
+    entry_points={"console_scripts": ["deformer = deformer_core.cli:main"]},
+)

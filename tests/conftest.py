@@ -1,0 +1,44 @@
+"""Shared fixtures: one thread (the suite runs several tests at once nowhere), printed seeds, the shipped body."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deformer_core.body.assets import load_body
+from deformer_core.body.topology import BodyTopology
+
+SHARED = Path(os.environ.get("DEFORMER_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def body() -> BodyTopology:
+    return load_body("anny")
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed, printed so that a failure can be repeated with DEFORMER_SEED."""
+    value = int(os.environ.get("DEFORMER_SEED", random.SystemRandom().randrange(2**31)))
+    print(f"DEFORMER_SEED={value}")
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def mocap_folder() -> Path:
+    """The recordings beside the checkout, where there are any."""
+    folder = SHARED / "data" / "mocap"
+    if not folder.is_dir():
+        pytest.skip(f"no motion capture at {folder} (set DEFORMER_SHARED)")
+    return folder
