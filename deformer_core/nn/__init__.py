@@ -1,0 +1,1 @@
+"""The neural model: backbone, initial regressor, mesh decoder, dense recovery."""
