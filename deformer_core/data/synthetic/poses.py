@@ -71,8 +71,8 @@ class PoseSampler:
         rotations = np.tile(np.eye(3, dtype=np.float64), (count, len(self.rig.bone_names), 1, 1))
         for kind in np.unique(kinds):
             rows = np.flatnonzero(kinds == kind)
-            name = KINDS[kind]
-            rotations[rows] = self._recorded(rng, len(rows)) if name == "recorded" else self._drawn(rng, len(rows), name)
+            recorded = KINDS[kind] == "recorded"
+            rotations[rows] = self._recorded(rng, len(rows)) if recorded else self._drawn(rng, len(rows), KINDS[kind])
         swap = rng.random(count) < 0.5
         rotations[swap] = mirror_pose(rotations[swap], self.rig.mirror)
         return rotations.astype(np.float32), self._shapes(rng, count), [KINDS[kind] for kind in kinds]
