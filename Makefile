@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 		--save overlay,side,glb --out out/demo
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -39,6 +39,7 @@ setup(
         "ros": ["rosbags>=0.10"],
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3",
             "ruff>=0.8",
             "mypy>=1.13",
             "import-linter>=2.1",

@@ -1,10 +1,12 @@
-"""Shared fixtures: one thread (the suite runs several tests at once nowhere), printed seeds, the shipped body."""
+"""Shared fixtures: printed seeds, the shipped body. One thread a process: the suite runs in several processes."""
 
 from __future__ import annotations
 
 import os
 import random
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from deformer_core.body.assets import load_body
 from deformer_core.body.topology import BodyTopology
 
+torch.set_num_threads(1)
 SHARED = Path(os.environ.get("DEFORMER_SHARED", Path(__file__).parents[2] / "shared"))
 
 

@@ -3,7 +3,8 @@ from torch import Tensor
 
 from deformer_core.body.topology import BodyTopology
 from deformer_core.geometry.camera import project_crop
-from deformer_core.nn.regressor import BodyRegressor, normalize_keypoints
+from deformer_core.nn.deformable_attention import SAMPLERS
+from deformer_core.nn.regressor import BodyRegressor, normalize_keypoints, sample_evidence
 
 
 def people(count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,3 +77,28 @@ def test_image_features_are_optional(body: BodyTopology, seed: int) -> None:
     assert (with_image["rotations"] - without["rotations"]).abs().max() > 1e-6
     blind = BodyRegressor(body, 12, hidden=32, blocks=2, pooled_features=0).eval()
     torch.testing.assert_close(blind(keypoints, box, pooled), blind(keypoints, box, None))
+
+
+def test_evidence_is_what_the_deepest_maps_hold_at_the_keypoints(seed: int) -> None:
+    """On maps that are linear in x and y bilinear samples are exact; both samplers read the same."""
+    maps = []
+    for size in (64, 32, 16, 8):
+        centres = (torch.arange(size) + 0.5) * 2 / size - 1
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        maps.append(torch.stack([x, y, x - 2 * y])[None].expand(3, -1, -1, -1))
+    keypoints = torch.cat([torch.rand(3, 17, 2) * 1.6 - 0.8, torch.rand(3, 17, 1)], -1)
+    x, y = keypoints[..., 0], keypoints[..., 1]
+    once = torch.stack([x, y, x - 2 * y], -1)
+    for sampler in SAMPLERS.values():
+        found = sample_evidence(maps, keypoints, sampler)
+        torch.testing.assert_close(found, torch.cat([once, once], -1), atol=1e-5, rtol=0)
+
+
+def test_evidence_starts_silent_and_is_learned(body: BodyTopology, seed: int) -> None:
+    keypoints, box, pooled = people()
+    evidence = torch.rand(4, 17, 20)
+    regressor = BodyRegressor(body, 12, hidden=32, blocks=2, evidence_channels=20, keypoint_features=6).eval()
+    blind, seeing = (regressor(keypoints, box, pooled, given)["joints"] for given in (None, evidence))
+    torch.testing.assert_close(blind, seeing)
+    seeing.square().sum().backward()
+    assert regressor.join.weight.grad is not None and regressor.join.weight.grad.abs().max() > 0

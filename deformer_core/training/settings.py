@@ -1,0 +1,167 @@
+"""The configuration of a training run: what `training/configs/*.yaml` may say. Unknown keys are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deformer_core.config import load_config
+from deformer_core.errors import InputError
+from deformer_core.nn.config import DeFormerConfig
+from deformer_core.training.lifting import LiftingConfig
+from deformer_core.training.losses import LossConfig
+
+
+@dataclass(frozen=True)
+class PosesConfig:
+    """People without an image, made as they are needed."""
+
+    fraction: float = 0.0
+    """Of a batch."""
+    motion_capture: str | None = None
+    """Folder for `data.mocap.load_pose_bank`; without it poses are drawn."""
+    errors: tuple[str, ...] = ()
+    """Feature folders whose detections' errors are given to the keypoints; without any, errors are drawn."""
+    decode: bool = False
+    """In stage decoder: send them through the decoder too, without image tokens, not only the regressor."""
+
+
+@dataclass(frozen=True)
+class CachedConfig:
+    """People of feature folders (`cache_features.py`)."""
+
+    fraction: float = 0.0
+    """Of a batch."""
+    caches: tuple[str, ...] = ()
+    keypoint_noise: float = 0.01
+    """Sigma of the noise on the backbone's keypoints, half crop sides."""
+    keypoint_drop: float = 0.03
+    """Share of keypoints whose score is set near zero."""
+    crop_scale: float = 0.12
+    crop_shift: float = 0.03
+    """Change of the crop where no feature map is used; the labels and keypoints follow exactly."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, linear warm-up, cosine."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    """On matrices; biases, norms and tokens have none."""
+    warmup: int = 300
+    """Steps."""
+    clip: float = 1.0
+    """Greatest norm of the gradient."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights, which is what is saved as the model."""
+    regressor_rate: float = 1.0
+    """Factor on the learning rate of the initial regressor."""
+    backbone_rate: float = 0.0
+    """Factor for the backbone. 0 freezes it, and is the only value for cached features."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    every: int = 1000
+    """Steps."""
+    poses: int = 1024
+    """Pose-only people of recordings never trained on; their PA-MPJPE chooses the best weights of stage regressor."""
+    caches: tuple[str, ...] = ()
+    """Feature folders never trained on; the mean PA-MPJPE of those with 3D labels chooses the best decoder."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Top level of the file."""
+
+    model: Literal["deformer", "lifting"] = "deformer"
+    stage: Literal["regressor", "decoder"] = "regressor"
+    """`regressor` trains the initial regressor alone, on keypoints; `decoder` everything but the backbone."""
+    seed: int = 0
+    steps: int = 20000
+    batch_size: int = 256
+    init: str | None = None
+    """Checkpoint to start from: the regressor stage's `model.safetensors`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    """Of torch on the CPU; 0 leaves torch's own choice."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    log_every: int = 50
+    save_minutes: float = 3.0
+    save_every: int = 0
+    """Steps between checkpoints besides; 0 for none."""
+    network: DeFormerConfig = field(default_factory=DeFormerConfig)
+    lifting: LiftingConfig = field(default_factory=LiftingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    poses: PosesConfig = field(default_factory=PosesConfig)
+    rendered: CachedConfig = field(default_factory=CachedConfig)
+    real: CachedConfig = field(default_factory=CachedConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further entries of DeepSpeed's own configuration, for `--engine deepspeed`."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.log_every, self.validation.every) < 1:
+            raise InputError("steps, batch_size, log_every and validation.every must be 1 or more")
+        counts = self.counts()
+        if sum(counts.values()) == 0:
+            raise InputError("give one of poses, rendered and real a fraction above 0")
+        if self.stage == "decoder" and (self.model == "lifting" or not counts["rendered"] + counts["real"]):
+            raise InputError("stage decoder needs model deformer and a fraction of rendered or real people")
+        for name in ("rendered", "real"):
+            if counts[name] and not getattr(self, name).caches:
+                raise InputError(f"{name}.fraction is above 0: name feature folders under {name}.caches")
+
+    def counts(self) -> dict[str, int]:
+        """People of each source in every batch. The first source takes what rounding leaves."""
+        fractions = {name: getattr(self, name).fraction for name in ("poses", "rendered", "real")}
+        whole = sum(fractions.values())
+        if whole <= 0 or min(fractions.values()) < 0:
+            return dict.fromkeys(fractions, 0)
+        counts = {name: int(self.batch_size * share / whole) for name, share in fractions.items()}
+        first = next(name for name, share in fractions.items() if share > 0)
+        counts[first] += self.batch_size - sum(counts.values())
+        return counts
+
+
+def read_settings(path: Path, overrides: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
+    """A YAML file with `key=value` or `section.key=value` on top, and the plain mapping it came from.
+
+    Errors: `InputError` if the file cannot be read, a key is unknown or a value has another type.
+    """
+    import yaml
+
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"configuration {path} cannot be read: {error}") from error
+    mapping = override(mapping, overrides)
+    return load_config(TrainConfig, mapping, str(path)), mapping
+
+
+def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy with `section.key=value` entries set; values are read as YAML."""
+    import yaml
+
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in mapping.items()}
+    for entry in overrides:
+        name, equals, text = entry.partition("=")
+        section, dot, key = name.partition(".")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not name:
+            raise InputError(f"override '{entry}' is not of the form key=value or section.key=value")
+        if dot:
+            inner = result.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"override '{entry}': {section} has no keys")
+            inner[key] = value
+        else:
+            result[name] = value
+    return result
