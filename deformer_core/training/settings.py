@@ -13,6 +13,8 @@ from deformer_core.nn.config import DeFormerConfig
 from deformer_core.training.lifting import LiftingConfig
 from deformer_core.training.losses import LossConfig
 
+Image = Literal["keypoints", "evidence", "maps"]
+
 
 @dataclass(frozen=True)
 class PosesConfig:
@@ -115,6 +117,13 @@ class TrainConfig:
         for name in ("rendered", "real"):
             if counts[name] and not getattr(self, name).caches:
                 raise InputError(f"{name}.fraction is above 0: name feature folders under {name}.caches")
+
+    @property
+    def image(self) -> Image:
+        """What training reads of an image: keypoints alone (lifting), what the regressor looks at, or all maps."""
+        if self.model == "lifting":
+            return "keypoints"
+        return "maps" if self.stage == "decoder" else "evidence"
 
     def counts(self) -> dict[str, int]:
         """People of each source in every batch. The first source takes what rounding leaves."""

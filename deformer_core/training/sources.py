@@ -21,7 +21,7 @@ from deformer_core.data.synthetic.poses import PoseSampler
 from deformer_core.nn.backbones import BackboneOutput
 from deformer_core.training.losses import PosePrior
 from deformer_core.training.pose_batches import PoseOnlyBatches
-from deformer_core.training.settings import CachedConfig, TrainConfig
+from deformer_core.training.settings import CachedConfig, Image, TrainConfig
 
 Batches = dict[str, Batch]
 """`poses`: people without an image; `images`: people with one, by its features. Either may be missing."""
@@ -30,12 +30,14 @@ Batches = dict[str, Batch]
 class CachedBatches:
     """People drawn from feature folders, each as likely as any other.
 
-    maps: whether feature maps are read; without them the crops are changed a little instead, which labels and
-    keypoints follow exactly and the global vector hardly notices.
+    image: what is read of the image, see `TrainConfig.image`. Without feature maps the crops are changed a little
+    instead, which labels and keypoints follow exactly and the rest hardly notices.
     """
 
-    def __init__(self, seed: int, count: int, caches: Sequence[FeatureCache], config: CachedConfig, maps: bool) -> None:
-        self.seed, self.count, self.config, self.maps = seed, count, config, maps
+    def __init__(
+        self, seed: int, count: int, caches: Sequence[FeatureCache], config: CachedConfig, image: Image
+    ) -> None:
+        self.seed, self.count, self.config, self.image = seed, count, config, image
         self.caches = caches
         self.sizes = np.array([len(cache) for cache in caches])
 
@@ -46,20 +48,22 @@ class CachedBatches:
         which = np.searchsorted(starts, picks, side="right") - 1
         rows = [picks[which == number] - starts[number] for number in range(len(self.caches))]
         batch = concatenate(
-            read_rows(cache, mine, self.maps) for cache, mine in zip(self.caches, rows, strict=True) if len(mine)
+            read_rows(cache, mine, self.image) for cache, mine in zip(self.caches, rows, strict=True) if len(mine)
         )
         config = self.config
         noisy = perturb_keypoints(rng, batch["keypoints"], config.keypoint_noise, config.keypoint_drop)
         batch["keypoints"] = noisy
-        if self.maps:
+        if self.image == "maps":
             return batch
         return reframe(batch, jitter_box(rng, batch["box"], config.crop_scale, config.crop_shift))
 
 
-def read_rows(cache: FeatureCache, rows: np.ndarray, maps: bool) -> Batch:
-    """Labels, `pooled`, and the maps under their names if asked, else what of them the regressor looks at."""
+def read_rows(cache: FeatureCache, rows: np.ndarray, image: Image) -> Batch:
+    """Labels, keypoints, and what `TrainConfig.image` says of the image."""
     batch = cache.labels(rows)
-    if not maps:
+    if image == "keypoints":
+        return batch
+    if image == "evidence":
         return batch | {"pooled": cache.pooled(rows), "evidence": cache.evidence(rows)}
     features = cache.features(rows)
     return batch | dict(zip((*MAPS, "pooled"), (*features.maps, features.pooled), strict=True))
@@ -85,8 +89,8 @@ class Mixture:
             if counts[name]:
                 section: CachedConfig = getattr(config, name)
                 caches = [FeatureCache(Path(folder), topology) for folder in section.caches]
-                maps = config.stage == "decoder"
-                self.cached.append(CachedBatches(config.seed * 4 + 2 + number, counts[name], caches, section, maps))
+                seed = config.seed * 4 + 2 + number
+                self.cached.append(CachedBatches(seed, counts[name], caches, section, config.image))
 
     def __call__(self, step: int) -> Batches:
         batches: Batches = {}

@@ -44,10 +44,10 @@ class Validation:
         figures: dict[str, dict[str, float]] = {}
         if self.poses is not None:
             figures["poses"] = self._measure(task, "poses", [self.poses])
-        maps = self.config.stage == "decoder"
+        image = self.config.image
         for name, cache in self.caches.items():
             starts = range(0, len(cache), CHUNK)
-            chunks = (read_rows(cache, np.arange(start, min(start + CHUNK, len(cache))), maps) for start in starts)
+            chunks = (read_rows(cache, np.arange(start, min(start + CHUNK, len(cache))), image) for start in starts)
             figures[name] = self._measure(task, "images", chunks)
         scores = [row["pa_mpjpe_mm"] for name, row in figures.items() if name != "poses" and "pa_mpjpe_mm" in row]
         if not scores:

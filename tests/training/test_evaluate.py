@@ -36,7 +36,7 @@ def test_pck_in_pixels_by_hand() -> None:
     assert found == pytest.approx({"x_pck_0_1": 2 / 3, "x_pck_0_05": 1 / 3})
 
 
-def test_paired_difference(rng: np.random.Generator) -> None:
+def test_paired_difference(rng: np.random.Generator, body: BodyTopology) -> None:
     joints = rng.normal(0, 0.3, (6, 23, 3)).astype(np.float32)
     samples = [Sample("s", np.zeros(3), np.zeros((23, 2)), np.ones(23), joints=one) for one in joints]
 
@@ -44,7 +44,7 @@ def test_paired_difference(rng: np.random.Generator) -> None:
         moved = joints + rng.normal(0, noise, joints.shape).astype(np.float32)
         return Predictions(np.zeros((6, 3)), moved, moved, moved, moved)
 
-    assert paired(made(0.01), made(0.1), samples)["minus_lifting_mm"] < -20
+    assert paired(made(0.01), made(0.1), samples, body.joint_names)["minus_lifting_mm"] < -20
 
 
 def test_table_shows_what_was_not_measured() -> None:

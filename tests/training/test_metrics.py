@@ -3,6 +3,7 @@ import pytest
 
 from deformer_core.training.metrics import (
     EVALUATED,
+    LIMBS,
     heading_error,
     limb_length_ratio,
     mpjpe,

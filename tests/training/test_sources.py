@@ -53,9 +53,9 @@ def test_recorded_errors_are_used(small_run: dict[str, Any], cache_folder: Path,
 
 def test_rows_are_read_in_any_order(cache_folder: Path, body: BodyTopology) -> None:
     cache = FeatureCache(cache_folder, body)
-    batch = read_rows(cache, np.array([7, 2, 2]), maps=True)
+    batch = read_rows(cache, np.array([7, 2, 2]), "maps")
     for row, index in enumerate((7, 2, 2)):
-        one = read_rows(cache, np.array([index]), maps=True)
+        one = read_rows(cache, np.array([index]), "maps")
         assert all(torch.equal(one[key][0], batch[key][row]) for key in batch)
 
 
