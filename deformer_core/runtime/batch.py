@@ -1,0 +1,128 @@
+"""The people of many images at once: of several cameras, or of several moments, in one batch of the engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deformer_core.body.topology import BodyTopology
+from deformer_core.errors import InputError
+from deformer_core.geometry.camera import CropWindow, Intrinsics
+from deformer_core.runtime.crops import cut_crop
+from deformer_core.runtime.engines import Arrays, Engine
+from deformer_core.runtime.person import Person
+from deformer_core.runtime.placement import place
+
+log = logging.getLogger(__name__)
+
+MAX_CROPS = 64
+"""Crops in one call of the engine, at most."""
+
+
+@dataclass
+class View:
+    """One image and who is in it. image: (H, W, 3) uint8 RGB. boxes: (N, 4) pixels. scores: (N,)."""
+
+    image: NDArray[np.uint8]
+    intrinsics: Intrinsics
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
+class BatchEstimator:
+    """Reconstructs the bodies in any number of images.
+
+    When a GPU has no memory for a batch, it is halved, for good, and a warning says so.
+    """
+
+    def __init__(self, engine: Engine, topology: BodyTopology):
+        self.engine, self.topology = engine, topology
+        self.max_crops = MAX_CROPS
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether a batch did not fit into memory."""
+        return self.max_crops < MAX_CROPS
+
+    def __call__(self, views: Sequence[View], levels: Sequence[str]) -> list[list[Person]]:
+        """For every view its people, in the order of the boxes.
+
+        levels: mesh levels to return, one below the other in `Person.vertices`; see `split_levels`.
+
+        Raises:
+            InputError: the engine's model has no such level, or the GPU has not even memory for one person.
+        """
+        windows = [[CropWindow.from_bbox(box) for box in view.boxes] for view in views]
+        crops = [
+            cut_crop(view.image, window, view.intrinsics, self.engine.image_size)
+            for view, row in zip(views, windows)
+            for window in row
+        ]
+        if not crops:
+            return [[] for _ in views]
+        box = [window.box(view.intrinsics) for view, row in zip(views, windows) for window in row]
+        directions = np.stack(box).astype(np.float32)
+        outputs = self._run(np.stack(crops), directions)
+        people, first = [], 0
+        for view in views:
+            rows = slice(first, first + len(view.boxes))
+            first = rows.stop
+            part = {name: array[rows] for name, array in outputs.items()}
+            people.append(_people(view, part, directions[rows], levels))
+        return people
+
+    def _run(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> Arrays:
+        parts: list[Arrays] = []
+        first = 0
+        while first < len(crops):
+            rows = slice(first, first + self.max_crops)
+            try:
+                parts.append(self.engine(crops[rows], box[rows]))
+                first += self.max_crops
+            except torch.OutOfMemoryError as error:
+                self._shrink(len(crops[rows]), error)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _shrink(self, tried: int, error: Exception) -> None:
+        if tried == 1:
+            raise InputError("the GPU has no memory even for one person: free some, or set device to cpu") from error
+        self.max_crops = tried // 2
+        torch.cuda.empty_cache()
+        log.warning("The GPU has no memory for %d people at once: from now on %d at a time", tried, self.max_crops)
+
+
+def split_levels(person: Person, levels: Sequence[str], topology: BodyTopology) -> dict[str, Person]:
+    """A person with several levels' vertices as one person per level."""
+    ends = np.cumsum([len(topology.levels[level].vertices) for level in levels])[:-1]
+    parts = np.split(person.vertices, ends)
+    return {level: replace(person, vertices=part, level=level) for level, part in zip(levels, parts)}
+
+
+def _people(view: View, outputs: Arrays, box: NDArray[np.float32], levels: Sequence[str]) -> list[Person]:
+    if not len(box):
+        return []
+    if missing := [level for level in levels if f"vertices_{level}" not in outputs]:
+        raise InputError(f"the model has no mesh level '{missing[0]}': use a finer one")
+    vertices = np.concatenate([outputs[f"vertices_{level}"] for level in levels], 1)
+    matrix = np.asarray(view.intrinsics.matrix)
+    placed = place(vertices, outputs["joints"], outputs["camera"], box, matrix)
+    return [
+        Person(
+            id=index,
+            box=view.boxes[index].astype(np.float32),
+            score=float(view.scores[index]),
+            joints=placed.joints[index],
+            vertices=placed.vertices[index],
+            translation=placed.translation[index],
+            camera=outputs["camera"][index],
+            keypoints_2d=placed.keypoints_2d[index],
+            level=levels[0],
+            intrinsics=matrix.astype(np.float32),
+        )
+        for index in range(len(box))
+    ]

@@ -1,0 +1,106 @@
+"""The model as an ONNX graph: uint8 crops in, named float32 arrays out, standard operators only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from deformer_core.body.assets import load_body
+from deformer_core.body.topology import LEVELS
+from deformer_core.errors import InputError
+from deformer_core.files import replace_file
+from deformer_core.nn.deformer import DeFormer
+
+OPSET = 18
+INPUTS = ("crops", "box")
+METADATA_KEY = "deformer"
+FORBIDDEN = {"GridSample", "If", "Loop", "Scan"}
+"""Operators that some inference engines get wrong or refuse: sampling is written as gathers instead."""
+
+
+class ExportModel(nn.Module):
+    """The model with its image normalisation, as engines call it."""
+
+    def __init__(self, model: DeFormer):
+        super().__init__()
+        self.model = model
+        levels = LEVELS[LEVELS.index(model.config.query_level) :]
+        self.outputs = (*(f"vertices_{level}" for level in levels), "joints", "camera", "keypoints")
+
+    def forward(self, crops: Tensor, box: Tensor) -> tuple[Tensor, ...]:
+        """crops (B, H, W, 3) uint8 RGB, box (B, 3) float32. Returns the tensors named in `outputs`, float32."""
+        result = self.model(crops.permute(0, 3, 1, 2).float(), box)
+        return tuple(result[name] for name in self.outputs)
+
+
+def export_onnx(model: DeFormer, path: Path) -> None:
+    """Write the model on the CPU as ONNX, opset 18, any batch size; whole or not at all.
+
+    Raises:
+        InputError: onnx or onnxscript are not installed, or the folder cannot be written.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (torch needs it)
+    except ImportError as error:
+        raise InputError(f"exporting to ONNX needs {error.name}: pip install 'deformer[export]'") from error
+    size = model.backbone.image_size
+    body = load_body(model.config.body)
+    exported = DeFormer(replace(model.config, sampling="gather"), body)
+    exported.load_state_dict(model.state_dict())
+    crops = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    box = torch.tensor([[0.0, 0.0, 0.2], [0.1, -0.1, 0.3]])
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    module = ExportModel(exported).eval()
+    with _quiet(), torch.no_grad():
+        # Exported here and not by torch.onnx, which on a difficulty falls back to a fixed batch without a word.
+        shapes = {"crops": {0: batch}, "box": {0: batch}}
+        traced = torch.export.export(module, (crops, box), dynamic_shapes=shapes)
+        program = torch.onnx.export(
+            traced,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=INPUTS,
+            output_names=module.outputs,
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model_proto
+    record = {"image_size": size, "body": {"name": body.name, "hash": body.content_hash}}
+    graph.metadata_props.add(key=METADATA_KEY, value=json.dumps(record))
+    check_graph(graph)
+    with replace_file(Path(path)) as temporary:
+        onnx.save_model(graph, str(temporary))
+
+
+def check_graph(graph: object) -> None:
+    """Check an `onnx.ModelProto`: valid, one standard domain of the right opset, none of `FORBIDDEN`."""
+    import onnx
+
+    assert isinstance(graph, onnx.ModelProto)
+    onnx.checker.check_model(graph)
+    used = {node.op_type for node in graph.graph.node} | {n.op_type for f in graph.functions for n in f.node}
+    opsets = {entry.domain: entry.version for entry in graph.opset_import}
+    if used & FORBIDDEN or opsets.get("", 0) != OPSET or set(opsets) - {""}:
+        raise RuntimeError(f"the exported graph is not portable: operators {sorted(used & FORBIDDEN)}, opsets {opsets}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's notes on packages it could also serve, and its deprecation warnings, from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,103 @@
+"""Many images in one batch: the same people as one by one, and what happens when memory is short."""
+
+import numpy as np
+import pytest
+import torch
+
+from deformer_core.body.topology import LEVELS
+from deformer_core.errors import InputError
+from deformer_core.geometry.camera import Intrinsics
+from deformer_core.runtime.batch import MAX_CROPS, BatchEstimator, View, split_levels
+from deformer_core.runtime.estimator import Estimator
+
+SIZE = 64
+
+
+class LinearEngine:
+    """Outputs that depend on every crop and box, and memory for `capacity` crops."""
+
+    image_size = SIZE
+    description = "test"
+
+    def __init__(self, body, capacity=1000):
+        self.body, self.capacity, self.calls = body, capacity, []
+
+    def __call__(self, crops, box):
+        self.calls.append(len(crops))
+        if len(crops) > self.capacity:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        light = crops.mean((1, 2, 3), keepdims=False)[:, None, None] / 255
+        outputs = {f"vertices_{name}": self.body.levels[name].vertices * (1 + light) for name in LEVELS}
+        full = self.body.levels["full"]
+        outputs["joints"] = full.joint_regressor.apply(outputs["vertices_full"])
+        outputs["camera"] = np.stack([0.5 + box[:, 2], box[:, 0], box[:, 1]], 1)
+        return {name: array.astype(np.float32) for name, array in outputs.items()}
+
+
+@pytest.fixture
+def views(rng):
+    def view(width, height, n_people):
+        corners = rng.uniform(0, 40, (n_people, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(20, 60, (n_people, 2))], 1).astype(np.float32)
+        image = rng.integers(0, 255, (height, width, 3), np.uint8)
+        return View(image, Intrinsics.from_fov(width, height, 70), boxes, np.ones(n_people, np.float32))
+
+    return [view(120, 90, 2), view(200, 150, 0), view(160, 160, 3)]
+
+
+def test_a_batch_equals_its_images_one_by_one(body, views):
+    engine = LinearEngine(body)
+    together = BatchEstimator(engine, body)(views, ["full"])
+    assert engine.calls == [5]
+    estimator = Estimator(engine, body)
+    for view, people in zip(views, together):
+        alone = estimator(view.image, view.intrinsics, view.boxes)
+        assert len(alone) == len(people) == len(view.boxes)
+        for one, other in zip(alone, people):
+            for name in ("box", "vertices", "joints", "translation", "keypoints_2d", "intrinsics"):
+                np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5)
+
+
+def test_levels_are_stacked_and_split(body, views):
+    people = BatchEstimator(LinearEngine(body), body)(views, ["full", "coarse"])[0]
+    parts = split_levels(people[0], ["full", "coarse"], body)
+    for level in ("full", "coarse"):
+        alone = BatchEstimator(LinearEngine(body), body)(views, [level])[0][0]
+        assert parts[level].level == level
+        np.testing.assert_array_equal(parts[level].vertices, alone.vertices)
+
+
+def test_a_batch_too_large_for_the_memory_is_halved_for_good(body, views, caplog):
+    engine = LinearEngine(body, capacity=2)
+    estimator = BatchEstimator(engine, body)
+    expected = BatchEstimator(LinearEngine(body), body)(views, ["coarse"])
+    people = estimator(views, ["coarse"])
+    assert engine.calls == [5, 2, 2, 1] and estimator.is_reduced
+    assert "no memory for 5 people" in caplog.text
+    np.testing.assert_array_equal(people[2][1].vertices, expected[2][1].vertices)
+    estimator(views, ["coarse"])
+    assert engine.calls[4:] == [2, 2, 1]
+
+
+def test_no_memory_for_one_is_an_error(body, views):
+    with pytest.raises(InputError, match="no memory even for one"):
+        BatchEstimator(LinearEngine(body, capacity=0), body)(views, ["coarse"])
+
+
+def test_a_crowd_is_worked_through_in_parts(body):
+    engine = LinearEngine(body)
+    boxes = np.tile(np.array([[10, 10, 50, 80]], np.float32), (MAX_CROPS + 3, 1))
+    view = View(np.zeros((90, 90, 3), np.uint8), Intrinsics.from_fov(90, 90), boxes, np.ones(len(boxes), np.float32))
+    assert len(BatchEstimator(engine, body)([view], ["coarse"])[0]) == MAX_CROPS + 3
+    assert engine.calls == [MAX_CROPS, 3]
+
+
+def test_nobody_costs_nothing(body, views):
+    engine = LinearEngine(body)
+    assert BatchEstimator(engine, body)([views[1]], ["full"]) == [[]]
+    assert not engine.calls
+
+
+def test_a_level_that_the_model_lacks(body, views):
+    with pytest.raises(InputError, match="no mesh level 'finest'"):
+        BatchEstimator(LinearEngine(body), body)(views, ["finest"])
