@@ -11,12 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from deformer_core.body.topology import LEVELS, BodyTopology
 from deformer_core.checkpoint import read_checkpoint_info
 from deformer_core.errors import InputError
-from deformer_core.geometry.camera import CropWindow, Intrinsics
-from deformer_core.runtime.crops import cut_crop
+from deformer_core.geometry.camera import Intrinsics
+from deformer_core.runtime.batch import BatchEstimator, View
 from deformer_core.runtime.engines import Engine, make_engine
 from deformer_core.runtime.media import MIN_SIDE
 from deformer_core.runtime.person import Person
-from deformer_core.runtime.placement import place
 
 Detector = Callable[[NDArray[np.uint8]], tuple[NDArray, NDArray]]
 """RGB image to boxes (N, 4) x0, y0, x1, y1 in pixels and scores (N,)."""
@@ -31,6 +30,7 @@ class Estimator:
 
     def __init__(self, engine: Engine, topology: BodyTopology, detector: Detector | None = None):
         self.engine, self.topology, self._detector = engine, topology, detector
+        self._batch = BatchEstimator(engine, topology)
 
     @classmethod
     def from_pretrained(
@@ -73,7 +73,8 @@ class Estimator:
         if not len(found):
             return []
         order = np.argsort(-scores, kind="stable")
-        return self._reconstruct(image, camera, found[order], scores[order], level)
+        view = View(image, camera, found[order], scores[order], detected=boxes is None)
+        return self._batch([view], [level])[0]
 
     def _detect(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self._detector is None:
@@ -82,33 +83,6 @@ class Estimator:
             self._detector = PersonDetector()
         boxes, scores = self._detector(image)
         return np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(scores, np.float32).reshape(-1)
-
-    def _reconstruct(
-        self, image: NDArray[np.uint8], camera: Intrinsics, boxes: NDArray, scores: NDArray, level: str
-    ) -> list[Person]:
-        windows = [CropWindow.from_bbox(box) for box in boxes]
-        crops = np.stack([cut_crop(image, window, camera, self.engine.image_size) for window in windows])
-        box = np.stack([window.box(camera) for window in windows]).astype(np.float32)
-        outputs = self.engine(crops, box)
-        if f"vertices_{level}" not in outputs:
-            raise InputError(f"this model makes no mesh at the level '{level}': use full")
-        matrix = np.asarray(camera.matrix)
-        placed = place(outputs[f"vertices_{level}"], outputs["joints"], outputs["camera"], box, matrix)
-        return [
-            Person(
-                id=index,
-                box=boxes[index].astype(np.float32),
-                score=float(scores[index]),
-                joints=placed.joints[index],
-                vertices=placed.vertices[index],
-                translation=placed.translation[index],
-                camera=outputs["camera"][index],
-                keypoints_2d=placed.keypoints_2d[index],
-                level=level,
-                intrinsics=matrix.astype(np.float32),
-            )
-            for index in range(len(boxes))
-        ]
 
 
 def _check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -31,6 +31,7 @@ class LinearEngine:
         full = self.body.levels["full"]
         outputs["joints"] = full.joint_regressor.apply(outputs["vertices_full"])
         outputs["camera"] = np.stack([0.5 + box[:, 2], box[:, 0], box[:, 1]], 1)
+        outputs["keypoints"] = np.broadcast_to(light, (len(crops), 17, 3))  # the brighter, the surer
         return {name: array.astype(np.float32) for name, array in outputs.items()}
 
 
@@ -40,7 +41,8 @@ def views(rng):
         corners = rng.uniform(0, 40, (n_people, 2))
         boxes = np.concatenate([corners, corners + rng.uniform(20, 60, (n_people, 2))], 1).astype(np.float32)
         image = rng.integers(0, 255, (height, width, 3), np.uint8)
-        return View(image, Intrinsics.from_fov(width, height, 70), boxes, np.ones(n_people, np.float32))
+        lens = Intrinsics.from_fov(width, height, 70)
+        return View(image, lens, boxes, np.ones(n_people, np.float32), detected=False)
 
     return [view(120, 90, 2), view(200, 150, 0), view(160, 160, 3)]
 
@@ -87,7 +89,8 @@ def test_no_memory_for_one_is_an_error(body, views):
 def test_a_crowd_is_worked_through_in_parts(body):
     engine = LinearEngine(body)
     boxes = np.tile(np.array([[10, 10, 50, 80]], np.float32), (MAX_CROPS + 3, 1))
-    view = View(np.zeros((90, 90, 3), np.uint8), Intrinsics.from_fov(90, 90), boxes, np.ones(len(boxes), np.float32))
+    image, scores = np.zeros((90, 90, 3), np.uint8), np.ones(len(boxes), np.float32)
+    view = View(image, Intrinsics.from_fov(90, 90), boxes, scores, detected=False)
     assert len(BatchEstimator(engine, body)([view], ["coarse"])[0]) == MAX_CROPS + 3
     assert engine.calls == [MAX_CROPS, 3]
 
@@ -101,3 +104,17 @@ def test_nobody_costs_nothing(body, views):
 def test_a_level_that_the_model_lacks(body, views):
     with pytest.raises(InputError, match="no mesh level 'finest'"):
         BatchEstimator(LinearEngine(body), body)(views, ["finest"])
+
+
+def test_detections_in_which_nobody_is_seen_are_dropped(body):
+    """The dark half of a picture has keypoints of score 0; a caller's box there stays, a detector's does not."""
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[:, 100:] = 200
+    boxes = np.array([[20, 20, 60, 60], [130, 20, 170, 60]], np.float32)
+    scores = np.array([0.9, 0.6], np.float32)
+    estimator = BatchEstimator(LinearEngine(body), body)
+    for detected, kept in ((True, [1]), (False, [0, 1])):
+        view = View(image, Intrinsics.from_fov(200, 100), boxes, scores, detected)
+        people = estimator([view], ["coarse"])[0]
+        assert [person.id for person in people] == list(range(len(kept)))
+        np.testing.assert_array_equal([person.box for person in people], boxes[kept])
