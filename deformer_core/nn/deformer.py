@@ -130,8 +130,13 @@ class DeFormer(nn.Module):
         levels = self.recovery(last[f"vertices_{self.config.query_level}"], queries, n_joints)
         joints = self.regress_joints(levels["full"])
         pelvis = joints[:, self.hips].mean(1, keepdim=True)
+        # The decoder has centred the queries' own level; the correction may have shifted the finer ones.
+        centred = {
+            name: vertices if name == self.config.query_level else vertices - pelvis
+            for name, vertices in levels.items()
+        }
         return {
-            **{f"vertices_{name}": vertices - pelvis for name, vertices in levels.items()},
+            **{f"vertices_{name}": vertices for name, vertices in centred.items()},
             "joints": joints - pelvis,
             "camera": last["camera"],
             "keypoints": features.keypoints,

@@ -96,6 +96,19 @@ def test_fresh_recovery_is_upsampling_alone(build: Build, crops: Crops, body: Bo
     torch.testing.assert_close(shift, shift[:, :1].expand_as(shift), atol=1e-5, rtol=0)
 
 
+def test_a_correction_that_shifts_everything_shifts_nothing(build: Build, crops: Crops, body: BodyTopology) -> None:
+    """No loss sees a common shift of the finer levels, so it must not part them from the coarse one."""
+    model = build()
+    before = model(*crops)
+    with torch.no_grad():
+        model.recovery.correct.bias += 0.3
+    after = model(*crops)
+    for name in (*(f"vertices_{level}" for level in LEVELS), "joints"):
+        torch.testing.assert_close(after[name], before[name], atol=1e-4, rtol=0)
+    coarse = body.levels["coarse"].joint_regressor.apply(after["vertices_coarse"])
+    assert coarse[:, list(body.hips)].mean(1).abs().max() < 1e-4
+
+
 def test_geometry_keeps_its_precision_under_autocast(build: Build, crops: Crops, body: BodyTopology) -> None:
     model = build(awake=False)
     images, box = crops
