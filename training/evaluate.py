@@ -119,8 +119,8 @@ def hold_out(folder: Path | None, data: Path, count: int) -> dict[str, list[Samp
         folder = Path("out") / f"hold_out_{kinds[0]}_poses_{kinds[1]}_backgrounds"
     if not list(folder.glob("shard_*.npz")) or len(RenderedSamples(folder)) < HOLD_OUT_RENDERS:
         with progress(0, HOLD_OUT_RENDERS, "images rendered") as bar:
-            for count, _ in render_shards(folder, config, HOLD_OUT_SEED, 0, HOLD_OUT_RENDERS):
-                bar.update(count)
+            for rendered, _ in render_shards(folder, config, HOLD_OUT_SEED, 0, HOLD_OUT_RENDERS):
+                bar.update(rendered)
     samples = RenderedSamples(folder)
     clean = np.array([samples[index].clean for index in range(len(samples))])
     subsets = {"synthetic_clean": np.flatnonzero(clean), "synthetic_hard": np.flatnonzero(~clean)}

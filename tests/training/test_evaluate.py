@@ -12,6 +12,7 @@ from deformer_core.checkpoint import save_checkpoint
 from deformer_core.config import load_config
 from deformer_core.data.keypoints2d import LabelledPerson
 from deformer_core.data.sample import Sample
+from deformer_core.errors import InputError
 from deformer_core.nn.config import DeFormerConfig
 from deformer_core.nn.deformer import DeFormer
 from deformer_core.training.lifting import LiftingConfig, LiftingMLP, save_lifting
@@ -121,3 +122,16 @@ def test_missing_data_says_so_and_a_missing_checkpoint_stops(
     assert "none.safetensors" in rows["lifting_baseline"]
     assert main(["--checkpoint", str(tmp_path / "gone.safetensors"), *arguments]) == 2
     assert "gone.safetensors" in capsys.readouterr().err
+
+
+def test_the_hold_out_has_as_many_as_asked_fresh_or_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "HOLD_OUT_RENDERS", 24)
+    try:
+        fresh = evaluate.hold_out(tmp_path / "set", tmp_path / "no_data", 3)
+    except InputError as error:
+        pytest.skip(str(error))
+    kept = evaluate.hold_out(tmp_path / "set", tmp_path / "no_data", 3)
+    for subset in (fresh, kept):
+        assert [len(subset[name]) for name in ("synthetic_clean", "synthetic_hard")] == [3, 3]
+        assert all(sample.clean for sample in subset["synthetic_clean"])
+        assert not any(sample.clean for sample in subset["synthetic_hard"])
