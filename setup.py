@@ -14,11 +14,17 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["deformer_core", "deformer_core.*", "deformer_ros", "deformer_ros.*"]),
+    packages=[
+        *find_packages(include=["deformer_core", "deformer_core.*", "deformer_ros", "deformer_ros.*"]),
+        "deformer_ros.definitions",
+    ],
+    package_dir={"deformer_ros.definitions": "msg"},  # bags are written without ROS, from the definitions themselves
     package_data={
         "deformer_core.body": ["data/*.safetensors"],
         "deformer_core.weights": ["*.safetensors", "*.onnx", "*.md"],
+        "deformer_core.data": ["demo/*"],
         "deformer_core": ["py.typed"],
+        "deformer_ros.definitions": ["*.msg"],
     },
     install_requires=[
         "torch>=2.6",
@@ -36,7 +42,7 @@ setup(
         "backbones": ["timm>=1.0"],
         "gpu": ["tensorrt>=10"],
         "smpl": ["smplx>=0.1.28"],
-        "ros": ["rosbags>=0.10"],
+        "ros": ["rosbags>=0.11"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3",
@@ -49,6 +55,7 @@ setup(
             "onnxscript>=0.3",
             "moderngl>=5.11",
             "glcontext>=3",
+            "rosbags>=0.11",
             "deepspeed>=0.16",
         ],
     },

@@ -23,6 +23,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        temporary.chmod(0o644)  # safetensors writes files that only their owner can read
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
