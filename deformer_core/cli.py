@@ -16,11 +16,12 @@ from deformer_core.errors import InputError
 
 if TYPE_CHECKING:
     from deformer_core.runtime.estimator import Estimator
-    from deformer_core.runtime.media import Source
+    from deformer_core.runtime.media import Frame, Source
     from deformer_core.runtime.outputs import Outputs
     from deformer_core.runtime.person import Person
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+FrameEstimate = Callable[["Frame"], "list[Person]"]
 Boxes = list[list[float]] | dict[str, list[list[float]]] | None
 """For every input, or by file name."""
 
@@ -84,6 +85,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, help="processor threads (default: all)")
     add("--score", type=float, default=0.4, help="smallest score of a detected person (default: 0.4)")
     add("--max-people", type=int, default=20, help="most people of one image (default: 20)")
+    add("--smoothing", type=float, default=0.3, help="of videos over time, from 0 (off) to 1 (strong) (default: 0.3)")
     parser.set_defaults(command=_run)
 
 
@@ -134,7 +136,7 @@ def _run(arguments: argparse.Namespace) -> int:
             estimate = partial(estimator, intrinsics=intrinsics, boxes=_boxes_of(boxes, source), level=arguments.level)
             try:
                 with Outputs(kinds, source, stem, arguments.out, estimator.topology) as outputs:
-                    found = _fill(outputs, source, estimate, progress.update)
+                    found = _fill(outputs, source, _follow(source, estimate, arguments.smoothing), progress)
                     written = outputs.commit()
             except InputError as error:
                 bad += 1
@@ -145,14 +147,30 @@ def _run(arguments: argparse.Namespace) -> int:
     return BAD_INPUT if bad else DONE
 
 
-def _fill(outputs: Outputs, source: Source, estimate: Callable[..., list[Person]], tick: Callable[[], object]) -> str:
+def _follow(source: Source, estimate: Callable[..., list[Person]], smoothing: float) -> FrameEstimate:
+    """`estimate` for one input's frames: in a video people keep their ids, hence colours, and move smoothly."""
+    if not source.is_video:
+        return lambda frame: estimate(frame.image)
+    from deformer_core.runtime.smoothing import Smoother
+    from deformer_core.runtime.tracker import Tracker, TrackState
+
+    tracker, smoother = Tracker(), Smoother(smoothing)
+
+    def followed(frame: Frame) -> list[Person]:
+        tracks = smoother(tracker(estimate(frame.image), frame.time), frame.time)
+        return [track.person for track in tracks if track.state != TrackState.LOST]
+
+    return followed
+
+
+def _fill(outputs: Outputs, source: Source, estimate: FrameEstimate, progress: Any) -> str:
     """Reconstruct every frame of one input. Returns what was found, in words; nobody at all is an `InputError`."""
     frames = most = 0
     for frame in source.frames():
-        people = estimate(frame.image)
+        people = estimate(frame)
         outputs.add(frame, people)
         frames, most = frames + 1, max(most, len(people))
-        tick()
+        progress.update()
     if not most:
         raise InputError(f"no person found in {source.name}: lower --score, or give --boxes")
     who = f"{most} person" if most == 1 else f"{most} people"
