@@ -129,6 +129,42 @@ def test_the_numbers_are_the_estimators_and_the_trackers(mcap, out, process, pic
             assert (human.topology, human.level) == (topology_name(body), "coarse")
 
 
+def test_the_numbers_are_the_live_nodes(graph, mcap, out, process, pictures):
+    """The same messages through Fast DDS and the node, one by one, to the last bit."""
+    from rclpy.qos import qos_profile_sensor_data
+    from rclpy.serialization import deserialize_message
+    from sensor_msgs.msg import CameraInfo, Image
+
+    from deformer_ros.msg import HumanMeshArray
+
+    process(mcap, batch=1)
+    node = graph.mesh_node(mesh_level="coarse", marker_level="coarse", smoothing=SETTINGS.smoothing)
+    node.trigger_configure()
+    node.trigger_activate()
+    kinds = {recorded.INFO: (CameraInfo, "/camera_info"), IMAGE: (Image, "/image")}
+    send = {
+        topic: graph.robot.create_publisher(kind, name, qos_profile_sensor_data)
+        for topic, (kind, name) in kinds.items()
+    }
+    heard = graph.listen(HumanMeshArray, MESHES)
+    assert graph.spin(lambda: send[IMAGE].get_subscription_count() and send[recorded.INFO].get_subscription_count())
+    messages, count = read(mcap), 0
+    info = of(messages, recorded.INFO)[0]
+    send[recorded.INFO].publish(deserialize_message(info.raw, CameraInfo))
+    graph.spin(lambda: False, 0.3)
+    for message in of(messages, IMAGE):
+        count += 1
+        send[IMAGE].publish(deserialize_message(message.raw, Image))
+        assert graph.spin(lambda count=count: len(heard) == count)
+    for message, live in zip(of(read(out), MESHES), heard, strict=True):
+        written = message.decoded(ARRAY)
+        assert written.header.stamp.nanosec == live.header.stamp.nanosec and len(live.humans) == len(written.humans) > 0
+        for human, other in zip(written.humans, live.humans):
+            assert human.id == other.id and human.confidence == other.confidence
+            for field in ("vertices", "joints", "joint_rotations", "translation", "box", "intrinsics"):
+                np.testing.assert_array_equal(getattr(human, field), getattr(other, field), field)
+
+
 def test_batches_change_nothing(mcap, tmp_path, process):
     ways = [tmp_path / "one", tmp_path / "many"]
     for way, batch in zip(ways, (1, 5)):
