@@ -56,7 +56,9 @@ class Recorder(BatchEstimator):
     def __call__(self, views: Sequence[View], levels: Sequence[str]) -> list[list[Person]]:
         """As `BatchEstimator`. Errors: `EngineError` in place of its own."""
         people = self._next
-        if people is None or len(people) != len(views):
+        if people is not None and len(people) != len(views):
+            raise EngineError(f"{self._path} does not fit to this bag: delete {self._folder.parent}")
+        if people is None:
             try:
                 people = self._model.estimator(views, levels)
             except InputError as error:

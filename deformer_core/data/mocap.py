@@ -1,15 +1,18 @@
-"""Motion capture to poses of our rig: CMU exponential maps and MakeHuman BVH poses.
+"""Motion capture to poses of our rig: CMU exponential maps, MakeHuman BVH poses, pybullet's humanoid clips.
 
 Retargeting copies how each bone is *turned from its own rest direction*: a bone of ours gets the source
 bone's global rotation after a fixed turn that brings our template's bone onto the source's rest bone. Bone
 lengths never enter, so any skeleton with a known rest pose will do.
 
-Both sources have y up, x to the body's left and z to its front; ours is (x, -y, -z).
+CMU and MakeHuman have y up, x to the body's left and z to its front; ours is (x, -y, -z). The humanoid has x to
+its front and z to its right; ours is (-z, -y, -x).
 """
 
 from __future__ import annotations
 
+import json
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +22,12 @@ from numpy.typing import NDArray
 
 from deformer_core.body.topology import BodyTopology
 from deformer_core.errors import InputError
-from deformer_core.geometry.rotations import rotation_between, rotation_from_axis_angle
+from deformer_core.geometry.rotations import rotation_between, rotation_from_axis_angle, rotation_from_quaternion
 
 FloatArray = NDArray[np.floating]
 
 _FLIP = np.diag([1.0, -1.0, -1.0])
+_FROM_HUMANOID = -np.eye(3)[::-1]
 
 # The 38 joints of the CMU skeleton in its exponential-map files; -1 is the root.
 _CMU_PARENTS = (-1, 0, 1, 2, 3, 4, 5, 0, 7, 8, 9, 10, 11, 0, 13, 14, 15, 16, 17, 18, 15, 20, 21, 22, 23, 24, 25,
@@ -34,13 +38,33 @@ _CMU_JOINT = {
     "head": 18, "clavicle.L": 20, "upperarm01.L": 21, "lowerarm01.L": 22, "wrist.L": 23, "clavicle.R": 29,
     "upperarm01.R": 30, "lowerarm01.R": 31, "wrist.R": 32,
 }  # fmt: skip
-# Rest directions that differ from our template's: arms straight out, legs twenty degrees apart.
+# Rest directions that differ from our template's, in our axes: arms straight out, legs twenty degrees apart.
 _CMU_REST = {
     "upperarm01.L": (1, 0, 0), "lowerarm01.L": (1, 0, 0), "wrist.L": (1, 0, 0),
     "upperarm01.R": (-1, 0, 0), "lowerarm01.R": (-1, 0, 0), "wrist.R": (-1, 0, 0),
-    "upperleg01.L": (0.342, -0.94, 0), "lowerleg01.L": (0.342, -0.94, 0),
-    "upperleg01.R": (-0.342, -0.94, 0), "lowerleg01.R": (-0.342, -0.94, 0),
+    "upperleg01.L": (0.342, 0.94, 0), "lowerleg01.L": (0.342, 0.94, 0),
+    "upperleg01.R": (-0.342, 0.94, 0), "lowerleg01.R": (-0.342, 0.94, 0),
 }  # fmt: skip
+# pybullet's humanoid: joint, parent, how many numbers of a frame (a quaternion w x y z, or an angle about z).
+_HUMANOID = (
+    ("root", "", 4), ("chest", "root", 4), ("neck", "chest", 4),
+    ("right_hip", "root", 4), ("right_knee", "right_hip", 1), ("right_ankle", "right_knee", 4),
+    ("right_shoulder", "chest", 4), ("right_elbow", "right_shoulder", 1),
+    ("left_hip", "root", 4), ("left_knee", "left_hip", 1), ("left_ankle", "left_knee", 4),
+    ("left_shoulder", "chest", 4), ("left_elbow", "left_shoulder", 1),
+)  # fmt: skip
+_HUMANOID_FRAME = 44
+"""Numbers a frame: duration, root position, then the joints."""
+_HUMANOID_JOINT = {
+    "root": "root", "spine05": "root", "spine04": "root", "spine03": "chest", "spine02": "chest", "spine01": "chest",
+    "clavicle": "chest", "neck01": "neck", "head": "neck", "upperarm01": "shoulder", "lowerarm01": "elbow",
+    "wrist": "elbow", "upperleg01": "hip", "lowerleg01": "knee", "foot": "ankle",
+}  # fmt: skip
+_HUMANOID_REST = {
+    f"{bone}.{side}": (0, 1, 0)
+    for bone in ("upperarm01", "lowerarm01", "wrist", "upperleg01", "lowerleg01")
+    for side in "LR"
+}
 # The bone whose head ends each of those bones; a hand continues its forearm.
 _BONE_TIP = {"upperarm01": "lowerarm01", "lowerarm01": "wrist", "upperleg01": "lowerleg01", "lowerleg01": "foot"}
 
@@ -64,9 +88,10 @@ class PoseBank:
 
 
 def load_pose_bank(folder: Path, topology: BodyTopology, every: int = 6) -> PoseBank:
-    """Every recording found in `folder`: `cmu_expmap_f16.npz` and `makehuman_poses_cc0.tar.xz`.
+    """Every recording found in `folder`: `cmu_expmap_f16.npz`, `makehuman_poses_cc0.tar.xz`, `humanoid3d_*.txt` (of
+    the pybullet package, in pybullet_data/data/motions).
 
-    `every`: frames between kept poses of a clip. Errors: `InputError` if the folder holds neither.
+    `every`: frames between kept poses of a clip. Errors: `InputError` if the folder holds none.
     """
     clips: list[str] = []
     poses: list[FloatArray] = []
@@ -80,8 +105,11 @@ def load_pose_bank(folder: Path, topology: BodyTopology, every: int = 6) -> Pose
         for name, rotations in read_makehuman(makehuman, topology):
             clips.append(name)
             poses.append(rotations[None])
+    for humanoid in sorted(folder.glob("humanoid3d_*.txt")):
+        clips.append(humanoid.stem)
+        poses.append(read_humanoid(humanoid, topology)[:: max(1, every // 4)])  # 30 Hz where CMU has 120
     if not clips:
-        raise InputError(f"{folder} holds neither {cmu.name} nor {makehuman.name}; name the folder that does.")
+        raise InputError(f"{folder} holds no {cmu.name}, {makehuman.name} or humanoid3d_*.txt; name another folder.")
     clip = np.repeat(np.arange(len(clips), dtype=np.int32), [len(pose) for pose in poses])
     return PoseBank(np.concatenate(poses).astype(np.float32), clip, tuple(clips))
 
@@ -96,7 +124,7 @@ def retarget_cmu(frames: FloatArray, topology: BodyTopology) -> FloatArray:
         world[:, joint] = local[:, joint] if parent < 0 else world[:, parent] @ local[:, joint]
     turned = np.stack(
         [
-            _FLIP @ world[:, _CMU_JOINT[bone]] @ _FLIP @ _rest_turn(bone, topology)
+            _FLIP @ world[:, _CMU_JOINT[bone]] @ _FLIP @ _rest_turn(bone, topology, _CMU_REST)
             for bone in topology.rig.bone_names
         ],
         1,
@@ -104,9 +132,39 @@ def retarget_cmu(frames: FloatArray, topology: BodyTopology) -> FloatArray:
     return remove_heading(to_local(turned, topology))
 
 
-def _rest_turn(bone: str, topology: BodyTopology) -> FloatArray:
+def read_humanoid(file: Path, topology: BodyTopology) -> FloatArray:
+    """A clip of pybullet's humanoid (the format of DeepMimic) to (F, R, 3, 3) local rotations.
+
+    Errors: `InputError` if it is not of that format.
+    """
+    try:
+        frames = np.array(json.loads(file.read_text(encoding="utf-8"))["Frames"], dtype=np.float64)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not a humanoid clip ({error}); take it from the pybullet package.") from error
+    if frames.ndim != 2 or frames.shape[1] != _HUMANOID_FRAME:
+        raise InputError(f"{file} has frames of shape {frames.shape[1:]}, not {_HUMANOID_FRAME} numbers each.")
+    world: dict[str, FloatArray] = {"": np.eye(3)}
+    column = 4
+    for joint, parent, numbers in _HUMANOID:
+        values = frames[:, column : column + numbers]
+        column += numbers
+        if numbers == 4:
+            local = rotation_from_quaternion(torch.from_numpy(values)).numpy()
+        else:
+            local = rotation_from_axis_angle(torch.from_numpy(values * [0.0, 0.0, 1.0])).numpy()
+        world[joint] = world[parent] @ local
+    turned = []
+    for bone in topology.rig.bone_names:
+        stem, _, side = bone.partition(".")
+        joint = _HUMANOID_JOINT[stem]
+        source = world[joint if joint in world else f"{'left' if side == 'L' else 'right'}_{joint}"]
+        turned.append(_FROM_HUMANOID @ source @ _FROM_HUMANOID.T @ _rest_turn(bone, topology, _HUMANOID_REST))
+    return remove_heading(to_local(np.stack(turned, 1), topology))
+
+
+def _rest_turn(bone: str, topology: BodyTopology, rest: Mapping[str, tuple[float, float, float]]) -> FloatArray:
     """The fixed turn from our template's bone direction to the source's rest direction."""
-    if bone not in _CMU_REST:
+    if bone not in rest:
         return np.eye(3)
     stem, side = bone.split(".")
     if stem == "wrist":
@@ -114,7 +172,7 @@ def _rest_turn(bone: str, topology: BodyTopology) -> FloatArray:
     names = topology.rig.bone_names
     heads = topology.rig.bone_heads.astype(np.float64)
     ours = heads[names.index(f"{_BONE_TIP[stem]}.{side}")] - heads[names.index(f"{stem}.{side}")]
-    theirs = _FLIP @ np.array(_CMU_REST[bone], dtype=np.float64)
+    theirs = np.array(rest[bone], dtype=np.float64)
     return rotation_between(torch.from_numpy(ours), torch.from_numpy(theirs)).numpy()
 
 

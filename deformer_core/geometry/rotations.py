@@ -20,6 +20,15 @@ def rotation_from_axis_angle(axis_angle: Tensor) -> Tensor:
     return identity + first * cross + second * (cross @ cross)
 
 
+def rotation_from_quaternion(quaternion: Tensor) -> Tensor:
+    """(..., 4) as w, x, y, z, of any length but 0, to (..., 3, 3)."""
+    w, vector = quaternion[..., :1], quaternion[..., 1:]
+    cross = skew(vector)
+    squared = (quaternion * quaternion).sum(-1)[..., None, None]
+    identity = torch.eye(3, dtype=quaternion.dtype, device=quaternion.device)
+    return identity + 2 * (w[..., None] * cross + cross @ cross) / squared
+
+
 def skew(vector: Tensor) -> Tensor:
     """The matrix of the cross product with `vector`. (..., 3) to (..., 3, 3)."""
     x, y, z = vector.unbind(-1)

@@ -1,12 +1,15 @@
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from deformer_core.body.parametric import ParametricBody
 from deformer_core.body.topology import BodyTopology
 from deformer_core.data.mocap import PoseBank, load_pose_bank, remove_heading, yaw
 from deformer_core.data.synthetic.poses import PoseConfig, PoseSampler, mirror_pose
+from deformer_core.errors import InputError
 
 
 def joints_of(body: BodyTopology, rotations: np.ndarray) -> dict[str, np.ndarray]:
@@ -86,3 +89,33 @@ def test_held_out_clips_are_never_trained_on(body: BodyTopology) -> None:
 def test_weights_without_recordings() -> None:
     weights = PoseConfig().weights(has_recordings=False)
     assert weights[-1] == 0 and np.isclose(weights.sum(), 1)
+
+
+def humanoid_frame(**angles: float) -> list[float]:
+    """A frame of pybullet's humanoid, upright at rest but for some hinges, in degrees; heading anywhere."""
+    still = [1.0, 0, 0, 0]
+    hinge = {name: np.radians(angles.get(name, 0.0)) for name in ("rk", "re", "lk", "le")}
+    heading = [np.cos(0.4), 0, np.sin(0.4), 0]
+    return [0.03, 0, 0.9, 0, *heading, *still * 2, *still, hinge["rk"], *still * 2, hinge["re"],
+            *still, hinge["lk"], *still * 2, hinge["le"]]  # fmt: skip
+
+
+def test_humanoid_clips(body: BodyTopology, tmp_path: Path) -> None:
+    frames = [humanoid_frame(), humanoid_frame(rk=-80), humanoid_frame(le=90)]
+    (tmp_path / "humanoid3d_test.txt").write_text(json.dumps({"Loop": "wrap", "Frames": frames}))
+    bank = load_pose_bank(tmp_path, body, every=4)
+    assert bank.clips == ("humanoid3d_test",) and len(bank.rotations) == 3
+    joints = joints_of(body, bank.rotations)
+    down = joints["left_wrist"][0] - joints["left_shoulder"][0]
+    assert down[1] > 0.9 * np.linalg.norm(down)  # arms hang
+    assert joints["nose"][0, 2] < -0.05 and joints["left_shoulder"][0, 0] > 0.1  # towards the camera
+    np.testing.assert_allclose(knee_bend(joints, "right"), [0, 80, 0], atol=8)
+    forward = joints["left_wrist"][2] - joints["left_elbow"][2]
+    assert forward[2] < -0.8 * np.linalg.norm(forward)  # an elbow bends to the front
+
+
+def test_other_files_are_no_humanoid_clips(body: BodyTopology, tmp_path: Path) -> None:
+    for text in ("walk", "{}", '{"Frames": [[1, 2, 3]]}'):
+        (tmp_path / "humanoid3d_x.txt").write_text(text)
+        with pytest.raises(InputError, match="humanoid3d_x.txt"):
+            load_pose_bank(tmp_path, body)

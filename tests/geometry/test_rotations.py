@@ -8,6 +8,7 @@ from deformer_core.geometry.rotations import (
     rotation_between,
     rotation_from_6d,
     rotation_from_axis_angle,
+    rotation_from_quaternion,
 )
 
 
@@ -62,3 +63,9 @@ def test_a_source_without_extent_goes_to_the_mean(rng: np.random.Generator) -> N
     target = torch.tensor(rng.normal(size=(1, 6, 3)))
     aligned = similarity_align(torch.ones(1, 6, 3, dtype=torch.float64), target)
     torch.testing.assert_close(aligned, target.mean(1, keepdim=True).expand_as(target))
+
+
+def test_quaternion_equals_scipy(rng: np.random.Generator) -> None:
+    quaternions = rng.normal(size=(30, 4))
+    expected = Rotation.from_quat(quaternions[:, [1, 2, 3, 0]]).as_matrix()
+    np.testing.assert_allclose(rotation_from_quaternion(torch.tensor(quaternions)), expected, atol=1e-12)

@@ -141,19 +141,33 @@ def of(messages: Sequence[Recorded], topic: str) -> list[Recorded]:
     return [message for message in messages if message.topic == topic]
 
 
+def storage_file(bag: Path) -> Path:
+    (file,) = (path for path in bag.iterdir() if path.suffix != ".yaml")
+    return file
+
+
+def original(messages: Sequence[Recorded]) -> list[Recorded]:
+    """Without what was added: /tf has a message of its own before and after all images."""
+    tf = of(messages, "/tf")
+    return [m for m in messages if not m.topic.startswith("/human_mesh/") and m not in tf[1:-1]]
+
+
 class Stop(BaseException):
     """What nobody catches, as a kill."""
 
 
-def stop_after(count: int, engine: Any, monkeypatch: Any) -> list[int]:
-    """Let an engine stop everything once, after so many calls. Returns the crops of each call, as they come."""
+STOP = Stop()
+
+
+def stop_after(count: int, engine: Any, monkeypatch: Any, error: BaseException = STOP) -> list[int]:
+    """Let an engine raise once, after so many calls. Returns the crops of each call, as they come."""
     calls: list[int] = []
     honest = type(engine).__call__
 
     def call(self: Any, crops: np.ndarray, box: np.ndarray) -> Any:
         calls.append(len(crops))
         if len(calls) == count + 1:
-            raise Stop
+            raise error
         return honest(self, crops, box)
 
     monkeypatch.setattr(type(engine), "__call__", call)

@@ -195,7 +195,13 @@ def test_ctrl_c_leaves_nothing(scene, checkpoint, photo):
     writer.release()
     options = ["--model", str(checkpoint), "--engine", "torch", "--threads", "1", "--save", "overlay,glb,npz"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command("run", "long.mp4", *options), stderr=subprocess.PIPE, env=environment)
+    # A shell's background jobs ignore Ctrl-C, and so would a child of a test suite that runs as one.
+    process = subprocess.Popen(
+        command("run", "long.mp4", *options),
+        stderr=subprocess.PIPE,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(Path("out").rglob("*.glb")):
         time.sleep(0.1)
