@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint evaluate clean
+.PHONY: demo test lint evaluate ros demo-ros test-ros bench-ros clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deformer run deformer_core/data/demo/people.jpg deformer_core/data/demo/clip.mp4 \
@@ -23,8 +23,21 @@ lint: $(VENV)/.dev
 evaluate: $(VENV)/.dev
 	$(BIN)/python -m training.evaluate
 
+# ROS 2 from PyPI in an environment of its own; on a machine with a ROS install, colcon build does instead.
+ros:
+	tools/ros/setup_env.sh .venv-ros $(PYTHON)
+
+demo-ros: ros
+	tools/ros/run python tools/ros/demo.py
+
+test-ros: ros
+	tools/ros/run python -m pytest tests/ros
+
+bench-ros: ros
+	tools/ros/run python tools/ros/bench.py
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) .venv-ros out
 
 # The first line pins torch: a plain requirement would also take the newest build, gigabytes of CUDA with it.
 $(VENV)/.torch:

@@ -34,7 +34,6 @@ MCAP, SQLITE = StoragePlugin.MCAP, StoragePlugin.SQLITE3
 MESHES, MARKERS, TOPOLOGY = "/human_mesh/meshes", "/human_mesh/markers", "/human_mesh/topology"
 ARRAY = "deformer_ros/msg/HumanMeshArray"
 COUNT = 7
-ROOT = Path(__file__).parents[2]
 SETTINGS = replace(DEFAULTS, mesh_level="coarse", marker_level="coarse")
 
 
@@ -276,12 +275,11 @@ def test_a_killed_command_goes_on(tmp_path, checkpoint, seed, rng):
     bag = write_bag(tmp_path / "in", MCAP, scene(walkers(10), rng))
     options = ["--image", IMAGE, "--model", str(checkpoint), "--engine", "torch", "--threads", "1", "--batch", "1"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    random_ = random.Random(seed)
-    done, delay = random_.randrange(1, 8), random_.random() * 0.1
+    done, delay = random.Random(seed).randrange(1, 8), seed % 100 / 1000
     process = subprocess.Popen(
         [sys.executable, "-m", "deformer_core", "bag", str(bag), str(resumed), *options],
         stderr=subprocess.PIPE,
-        cwd=ROOT,
+        cwd=Path(__file__).parents[2],
     )
     people = tmp_path / "resumed.partial" / "people"
     end = time.monotonic() + 120
@@ -290,10 +288,9 @@ def test_a_killed_command_goes_on(tmp_path, checkpoint, seed, rng):
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    kept = {path: path.stat().st_mtime_ns for path in people.glob("*.npz")}
-    assert len(kept) >= done and not resumed.exists()
-    assert main(["bag", str(bag), str(whole), *options]) == 0
-    assert main(["bag", str(bag), str(resumed), *options]) == 0
+    assert len(list(people.glob("*.npz"))) >= done and not resumed.exists()
+    for target in (whole, resumed):
+        assert main(["bag", str(bag), str(target), *options]) == 0
     assert read(resumed) == read(whole) and topics(resumed) == topics(whole)
     assert any(message.decoded(ARRAY).humans for message in of(read(whole), MESHES))
 
@@ -322,8 +319,7 @@ def test_a_full_disk_loses_nothing(bag, out, process, seed):
     with recorded.smallest_files(limit), pytest.raises(InputError, match="cannot make the bag .* goes on from there"):
         process(bag, batch=2)
     assert not out.exists()
-    told: list[str] = []
-    process(bag, batch=2, report=told.append)
+    process(bag, batch=2)
     assert original(read(out)) == read(bag)
 
 

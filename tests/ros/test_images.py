@@ -20,7 +20,7 @@ def picture(rng: np.random.Generator) -> np.ndarray:
     """Smooth, so that subsampled colours can be compared, and different in all channels and corners."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH] / 32.0
     phase = rng.uniform(0, 1, 3)
-    waves = [np.sin(2 * x + 3 * p) * 50 + (1 - 2 * p) * 60 * y + base for p, base in zip(phase, (90, 120, 160))]
+    waves = [np.sin(x + 3 * p) * 50 + (1 - 2 * p) * 40 * y + base for p, base in zip(phase, (90, 120, 160))]
     return np.clip(np.stack(waves, -1), 0, 255).astype(np.uint8)
 
 
