@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,9 +26,13 @@ def body() -> BodyTopology:
 
 
 @pytest.fixture
-def seed() -> int:
-    """A fresh seed, printed so that a failure can be repeated with DEFORMER_SEED."""
-    value = int(os.environ.get("DEFORMER_SEED", random.SystemRandom().randrange(2**31)))
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed of the test's own, the same in every run. DEFORMER_SEED names another; `random` draws fresh ones."""
+    given = os.environ.get("DEFORMER_SEED", "")
+    if given == "random":
+        value = random.SystemRandom().randrange(2**31)
+    else:
+        value = int(given) if given else zlib.crc32(request.node.nodeid.encode())
     print(f"DEFORMER_SEED={value}")
     torch.manual_seed(value)
     return value

@@ -183,7 +183,6 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     except InputError as error:
         rows["lifting_baseline"] = f"not measured: {error}"
 
-    # Rendering comes first: its processes are forked, and torch's threads must not exist by then.
     try:
         subsets = hold_out(options.synthetic, options.data, options.limit or PER_SUBSET)
     except InputError as error:

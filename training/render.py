@@ -98,7 +98,6 @@ def run(arguments: argparse.Namespace, config: SyntheticConfig) -> None:
                 if not rendered_now:
                     bar.initial += count
                 bar.update(count)
-    # After the shards, whose processes are forked: a forked process must not inherit an OpenGL context.
     if arguments.sheet:
         import cv2
 

@@ -31,6 +31,7 @@ def mirror_sample(sample: Sample, topology: BodyTopology) -> Sample:
         uv_weight=sample.uv_weight[joints],
         image=None if sample.image is None else np.ascontiguousarray(sample.image[:, ::-1]),
         joints=None if sample.joints is None else sample.joints[joints] * _FLIP,
+        joints_weight=None if sample.joints_weight is None else sample.joints_weight[joints],
         rotations=None if sample.rotations is None else sample.rotations[bones] * turn,
         camera=None if sample.camera is None else sample.camera * np.array([1, -1, 1], np.float32),
         keypoints=None if sample.keypoints is None else sample.keypoints[list(KEYPOINT_MIRROR)] * _FLIP,

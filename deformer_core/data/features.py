@@ -24,7 +24,7 @@ from deformer_core.nn.backbones import BackboneOutput
 from deformer_core.nn.deformable_attention import sample_grid
 from deformer_core.nn.regressor import sample_evidence
 
-FORMAT = 1
+FORMAT = 2
 MAPS = ("map_0", "map_1", "map_2", "map_3")
 _SOURCE_LENGTH = 64
 

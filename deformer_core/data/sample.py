@@ -7,6 +7,7 @@ Keys of a batch, float32, B people, J joints, V coarse vertices, R bones, S shap
 | `box` | (B, 3) | the crop, see `geometry.camera` |
 | `keypoints` | (B, 17, 3) | the backbone's own keypoints, where they have been computed |
 | `joints`, `vertices_coarse` | (B, J, 3), (B, V, 3) | metres, model space |
+| `joints_weight` | (B, J) | 0 for joints that `joints` does not have |
 | `rotations`, `shape` | (B, R, 3, 3), (B, S) | the posed rig, its root turned into the crop's virtual camera |
 | `camera` | (B, 3) | true (s, tx, ty) |
 | `uv`, `uv_weight` | (B, J, 2), (B, J) | 2D joints in crop coordinates, weight 0 for what is not labelled |
@@ -49,6 +50,8 @@ class Sample:
     """(S, S, 3) RGB."""
     joints: FloatArray | None = None
     """(J, 3) metres, model space."""
+    joints_weight: FloatArray | None = None
+    """(J,) 0 for joints that `joints` does not have; None: it has all."""
     rotations: FloatArray | None = None
     """(R, 3, 3), the root's already in the crop's virtual camera; with `shape`, stands for the meshes."""
     shape: FloatArray | None = None
@@ -67,6 +70,7 @@ def label_shapes(topology: BodyTopology) -> dict[str, tuple[int, ...]]:
         "uv": (joints, 2),
         "uv_weight": (joints,),
         "joints": (joints, 3),
+        "joints_weight": (joints,),
         "rotations": (bones, 3, 3),
         "shape": (topology.rig.shape_samples.shape[1],),
         "camera": (3,),
@@ -81,8 +85,10 @@ def stack_labels(samples: Sequence[Sample], topology: BodyTopology) -> dict[str,
     """Samples to one float32 array a key of `label_shapes`."""
     arrays = {key: np.zeros((len(samples), *shape), np.float32) for key, shape in label_shapes(topology).items()}
     for row, sample in enumerate(samples):
-        for key in ("box", "uv", "uv_weight", "joints", "rotations", "shape", "camera", "keypoints"):
-            value = getattr(sample, key)
+        if sample.joints is not None or sample.rotations is not None:
+            arrays["joints_weight"][row] = 1
+        for key in label_shapes(topology):
+            value = getattr(sample, key, None)
             if value is not None:
                 arrays[key][row] = value
         arrays["has_3d"][row] = sample.joints is not None or sample.rotations is not None
@@ -109,8 +115,10 @@ def pose_labels(batch: Batch, body: ParametricBody) -> Batch:
     eye = torch.eye(3, device=known.device).expand_as(batch["rotations"])
     with torch.no_grad():
         posed = body(torch.where(known[:, None, None, None], batch["rotations"], eye), batch["shape"])
-    joints = torch.where(known[:, None, None], posed["joints"], batch["joints"])
-    return batch | {f"vertices_{level}": posed[level] for level in body.levels} | {"joints": joints}
+    labels = {f"vertices_{level}": posed[level] for level in body.levels}
+    labels["joints"] = torch.where(known[:, None, None], posed["joints"], batch["joints"])
+    labels["joints_weight"] = torch.where(known[:, None], 1.0, batch["joints_weight"])
+    return batch | labels
 
 
 def concatenate(batches: Iterable[Batch]) -> Batch:

@@ -130,13 +130,13 @@ class DeFormerLoss(nn.Module):
         vertices, camera = layer[f"vertices_{self.level}"], layer["camera"]
         mesh_joints = self.regressor @ vertices
         terms = {
-            "joints_mesh": masked_mean(_l1(mesh_joints, batch["joints"]), batch["has_3d"]),
+            "joints_mesh": _joint_error(mesh_joints, batch),
             "camera": masked_mean(_camera_error(camera, batch["camera"]), batch["has_camera"]),
         }
         terms |= self._mesh_terms(vertices, batch[f"vertices_{self.level}"], batch["has_mesh"])
         _add(terms, self._reprojection(mesh_joints, camera, batch), 1.0)
         if "joints" in layer:
-            terms["joints"] = masked_mean(_l1(layer["joints"], batch["joints"]), batch["has_3d"])
+            terms["joints"] = _joint_error(layer["joints"], batch)
             _add(terms, self._reprojection(layer["joints"], camera, batch), 1.0)
         if "rotations" in layer:
             terms |= self._rig_terms(layer["rotations"], layer["shape"], batch)
@@ -149,7 +149,7 @@ class DeFormerLoss(nn.Module):
             if key in outputs:
                 terms[key] = masked_mean(_l1(outputs[key], batch[key]), batch["has_mesh"])
         if "vertices_full" in outputs:
-            terms["joints_mesh"] = masked_mean(_l1(outputs["joints"], batch["joints"]), batch["has_3d"])
+            terms["joints_mesh"] = _joint_error(outputs["joints"], batch)
             _add(terms, self._reprojection(outputs["joints"], outputs["camera"], batch), 1.0)
         return terms
 
@@ -213,6 +213,13 @@ def masked_mean(per_person: Tensor, mask: Tensor) -> Tensor:
 
 def _l1(predicted: Tensor, true: Tensor) -> Tensor:
     return (predicted - true).abs().mean((1, 2))
+
+
+def _joint_error(predicted: Tensor, batch: Batch) -> Tensor:
+    """A scalar: L1 over the joints that each person has a 3D label of."""
+    weight = batch["joints_weight"]
+    error = ((predicted - batch["joints"]).abs().mean(-1) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
+    return masked_mean(error, batch["has_3d"])
 
 
 def _camera_error(camera: Tensor, true: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class PoseOnlyBatches:
             "box": box,
             "keypoints": torch.from_numpy(self.errors.apply(rng, uv[:, :17].numpy())),
             "joints": joints,
+            "joints_weight": torch.ones(self.count, joints.shape[1]),
             "rotations": rotations,
             "shape": shapes,
             "camera": camera,

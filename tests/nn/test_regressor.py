@@ -67,7 +67,7 @@ def test_fresh_camera_puts_the_template_on_the_keypoints(body: BodyTopology, see
     true = project_crop(joints, torch.tensor([[0.9, 0.15, -0.1]]), box)[:, :17]
     keypoints = torch.cat([true, torch.ones(1, 17, 1)], -1)
     out = regressor(keypoints, box, None)
-    assert (project_crop(out["joints"], out["camera"], box)[:, :17] - true).norm(dim=-1).mean() < 0.3
+    assert (project_crop(out["joints"], out["camera"], box)[:, :17] - true).norm(dim=-1).mean() < 0.5
 
 
 def test_image_features_are_optional(body: BodyTopology, seed: int) -> None:

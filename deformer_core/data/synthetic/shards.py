@@ -27,6 +27,7 @@ VERSION = 1
 """Of what a configuration and a seed look like: raised when the renderer draws the same index differently."""
 
 _dataset: SyntheticDataset | None = None
+"""A worker process's own."""
 
 
 def render_shards(
@@ -47,21 +48,26 @@ def render_shards(
             jobs.append((path, first, last))
     if not jobs:
         return
-    # Forked after the studio is made: the workers share its pages; each makes its own OpenGL context.
-    global _dataset
-    _dataset = SyntheticDataset(config, seed)
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(max_workers=min(processes, len(jobs)), mp_context=context) as pool:
+    # Spawned, not forked: a process forked beside torch's threads, or an OpenGL context, hangs.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(processes, len(jobs)), context, initializer=_start_worker, initargs=(SyntheticDataset(config, seed),)
+    ) as pool:
         for count in pool.map(_render_shard, *zip(*jobs, strict=True)):
             yield count, True
 
 
-def _render_shard(path: Path, start: int, stop: int) -> int:
+def _start_worker(dataset: SyntheticDataset) -> None:
     import cv2
     import torch
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    global _dataset
+    _dataset = dataset
+
+
+def _render_shard(path: Path, start: int, stop: int) -> int:
     assert _dataset is not None
     write_shard(path, _dataset.iterate(start, stop))
     return stop - start
