@@ -16,6 +16,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
@@ -253,7 +254,7 @@ class HumanMeshNode(LifecycleNode):
 
     def _log_now_and_then(self, key: str, text: str, level: int = logging.WARNING, once: bool = False) -> None:
         if self._throttle(key, once):
-            log(self, level, text)
+            log(self.get_logger(), level, text)
 
     def _diagnose(self) -> None:
         self._follow_listeners()
@@ -288,22 +289,22 @@ class HumanMeshNode(LifecycleNode):
 class _ToRos(logging.Handler):
     """The core's log lines, in the node's log."""
 
-    def __init__(self, node: HumanMeshNode):
+    def __init__(self, logger: RcutilsLogger):
         super().__init__(logging.INFO)
-        self._node = node
+        self._logger = logger
 
     def emit(self, record: logging.LogRecord) -> None:
-        log(self._node, record.levelno, record.getMessage())
+        log(self._logger, record.levelno, record.getMessage())
 
 
-def log(node: HumanMeshNode, level: int, text: str) -> None:
+def log(logger: RcutilsLogger, level: int, text: str) -> None:
     """Say something at a level of `logging`; rclpy insists on one level per line of source."""
     if level >= logging.ERROR:
-        node.get_logger().error(text)
+        logger.error(text)
     elif level >= logging.WARNING:
-        node.get_logger().warning(text)
+        logger.warning(text)
     else:
-        node.get_logger().info(text)
+        logger.info(text)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -317,7 +318,7 @@ def start() -> HumanMeshNode:
     node = HumanMeshNode()
     core = logging.getLogger("deformer_core")
     core.setLevel(logging.INFO)
-    core.addHandler(_ToRos(node))
+    core.addHandler(_ToRos(node.get_logger()))
     if node.settings.autostart and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
         node.trigger_activate()
     return node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 
@@ -32,4 +33,8 @@ def run(name: str, make: Callable[[], Node], args: list[str] | None = None) -> N
     finally:
         if node is not None:
             node.destroy_node()
+        # A node and its callbacks hold each other. What is left of it when the process ends takes the middleware down
+        # in an order that it does not survive.
+        node = None
+        gc.collect()
         rclpy.try_shutdown()

@@ -71,6 +71,7 @@ def mesh_node(given: dict[str, str], names: list[str], topics: dict[str, tuple[s
     parameters |= {name: given[name] == "true" for name in ("autostart", "compressed", "use_sim_time")}
     if names:
         parameters["camera_names"] = names
+    logger = ".".join(filter(None, (*given["namespace"].split("/"), NODE)))
     input_name = "image/compressed" if given["compressed"] == "true" else "image"
     remappings = []
     for name, (image, info) in topics.items():
@@ -83,7 +84,7 @@ def mesh_node(given: dict[str, str], names: list[str], topics: dict[str, tuple[s
         namespace=given["namespace"],
         parameters=[given["params_file"], parameters],
         remappings=remappings,
-        ros_arguments=["--log-level", f"{NODE}:={given['log_level']}"],
+        ros_arguments=["--log-level", f"{logger}:={given['log_level']}"],
         output="screen",
         emulate_tty=True,
     )
@@ -106,4 +107,5 @@ def recorder(given: dict[str, str], home: str, outputs: list[str], inputs: list[
     topics = [f"{output}/{topic}" for output in outputs for topic in ("meshes", "markers")]
     topics += [f"{home}/topology", "/tf", "/tf_static", "/diagnostics", *inputs]
     clock = ["--use-sim-time"] if given["use_sim_time"] == "true" else []
-    return ExecuteProcess(cmd=["ros2", "bag", "record", "-o", given["record"], *clock, *topics], output="screen")
+    command = ["ros2", "bag", "record", "-o", given["record"], *clock, "--topics", *topics]
+    return ExecuteProcess(cmd=command, output="screen")
