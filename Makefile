@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint evaluate ros demo-ros test-ros bench-ros clean
+.PHONY: demo test lint evaluate ros demo-ros test-ros soak-ros bench-ros clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deformer run deformer_core/data/demo/people.jpg deformer_core/data/demo/clip.mp4 \
@@ -32,6 +32,10 @@ demo-ros: ros
 
 test-ros: ros
 	tools/ros/run python -m pytest tests/ros
+
+# Five minutes at 30 images a second.
+soak-ros: ros
+	DEFORMER_SOAK=300 tools/ros/run python -m pytest tests/ros/test_node.py -k grows -s
 
 bench-ros: ros
 	tools/ros/run python tools/ros/bench.py

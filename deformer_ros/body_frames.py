@@ -16,7 +16,6 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from deformer_core.body.topology import BodyTopology
@@ -157,9 +156,8 @@ class _Alignment:
         """
         count, mean = self._count[bones][:, None], self._mean[bones]
         covariance = sums[:, :, :3].swapaxes(2, 3) - sums[:, :, 3, :, None] * mean[:, None]
-        turned, gain = align_rotation(torch.from_numpy(covariance + self._prior * towards))
-        rotations = turned.numpy()
-        scale = np.clip(gain.numpy() / (self._variance[bones] + 3 * self._prior), *SCALES)
+        rotations, gain = align_rotation(covariance + self._prior * towards)
+        scale = np.clip(gain / (self._variance[bones] + 3 * self._prior), *SCALES)
         linear = scale[..., None, None] * rotations
         shift = sums[:, :, 3] / count - (linear @ mean[..., None])[..., 0]
         return rotations, np.concatenate([linear.swapaxes(2, 3), shift[:, :, None]], 2)

@@ -92,31 +92,46 @@ def mesh_topology(topology: BodyTopology, level: str, types: MessageTypes = ROS)
     )
 
 
-def transforms(
-    header: Any,
-    ids: Sequence[int | str],
-    frames: BodyFrames,
-    positions: NDArray,
-    quaternions: NDArray,
-    types: MessageTypes = ROS,
-) -> list[Any]:
-    """geometry_msgs/TransformStamped of all frames of all people, parents first, named `<frame>_<id>`.
+class BodyTransforms:
+    """Transforms of all frames of all people, parents first, named `<frame>_<id>`.
 
-    header: of the image; its frame is the bodies' parent. ids: one a person, unique among all that send to the same
-    /tf. positions, quaternions: (P, F, 3) and (P, F, 4) of `BodyFrames.transforms`.
+    Making messages takes longer than filling them, so those of the last call are filled anew while the people are the
+    same: serialize them before the next.
     """
-    Quaternion, Vector3 = types("geometry_msgs/msg/Quaternion"), types("geometry_msgs/msg/Vector3")
-    Transform, TransformStamped = types("geometry_msgs/msg/Transform"), types("geometry_msgs/msg/TransformStamped")
-    Header = types("std_msgs/msg/Header")
-    sent = []
-    for id, places, turns in zip(ids, positions.tolist(), quaternions.tolist()):
-        names = [f"{name}_{id}" for name in frames.names]
-        headers = [Header(stamp=header.stamp, frame_id=name) for name in names]
-        for name, parent, (x, y, z), (qx, qy, qz, qw) in zip(names, frames.parents, places, turns):
-            place = Transform(translation=Vector3(x=x, y=y, z=z), rotation=Quaternion(x=qx, y=qy, z=qz, w=qw))
-            own = header if parent < 0 else headers[parent]
-            sent.append(TransformStamped(header=own, child_frame_id=name, transform=place))
-    return sent
+
+    def __init__(self, frames: BodyFrames, types: MessageTypes = ROS) -> None:
+        self._frames, self._types = frames, types
+        self._key: tuple[str, tuple[int | str, ...]] = "", ()
+        self._messages: list[Any] = []
+
+    def __call__(
+        self, header: Any, ids: Sequence[int | str], positions: NDArray, quaternions: NDArray
+    ) -> list[Any]:
+        """geometry_msgs/TransformStamped under the stamp of an image's header, whose frame is the bodies' parent.
+
+        ids: one a person, unique among all that send to the same /tf. positions, quaternions: (P, F, 3) and (P, F, 4)
+        of `BodyFrames.transforms`.
+        """
+        key = header.frame_id, tuple(ids)
+        if key != self._key:
+            self._key, self._messages = key, self._make(*key)
+        values = np.concatenate([positions, quaternions], -1).reshape(-1, 7).tolist()
+        for message, (x, y, z, qx, qy, qz, qw) in zip(self._messages, values):
+            place, turn = message.transform.translation, message.transform.rotation
+            message.header.stamp = header.stamp
+            place.x, place.y, place.z = x, y, z
+            turn.x, turn.y, turn.z, turn.w = qx, qy, qz, qw
+        return self._messages
+
+    def _make(self, frame_id: str, ids: Sequence[int | str]) -> list[Any]:
+        Header, TransformStamped = self._types("std_msgs/msg/Header"), self._types("geometry_msgs/msg/TransformStamped")
+        made = []
+        for id in ids:
+            names = [f"{name}_{id}" for name in self._frames.names]
+            for name, parent in zip(names, self._frames.parents):
+                own = Header(frame_id=frame_id if parent < 0 else names[parent])
+                made.append(TransformStamped(header=own, child_frame_id=name))
+        return made
 
 
 def _array(code: str, values: ArrayLike) -> array:

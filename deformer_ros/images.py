@@ -7,7 +7,7 @@ Encodings: sensor_msgs/image_encodings.hpp; conversions: cv_bridge/src/cv_bridge
 from __future__ import annotations
 
 import importlib
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast
 
 import cv2
 import numpy as np
@@ -29,7 +29,6 @@ class ImageMessage(Protocol):
     data: Any
 
 
-@runtime_checkable
 class CompressedMessage(Protocol):
     """sensor_msgs/CompressedImage."""
 
@@ -92,8 +91,8 @@ def image_to_rgb(message: ImageMessage | CompressedMessage) -> Rgb:
     Raises:
         InputError: an image that is empty, damaged, of depths, or of an encoding that nothing here can convert.
     """
-    if isinstance(message, CompressedMessage):
-        return _decode(message)
+    if hasattr(message, "format"):
+        return _decode(cast(CompressedMessage, message))
     if message.width <= 0 or message.height <= 0:
         raise InputError(f"the image has {message.width}x{message.height} pixels: check the camera's driver")
     if message.encoding in _PACKED:

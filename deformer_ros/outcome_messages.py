@@ -8,7 +8,7 @@ import numpy as np
 
 from deformer_core.runtime.tracker import TrackState
 from deformer_ros.body_frames import BodyFrames, BonePoses
-from deformer_ros.human_messages import human_mesh_array, transforms
+from deformer_ros.human_messages import BodyTransforms, human_mesh_array
 from deformer_ros.markers import MarkerSerializer, MarkerStyle
 from deformer_ros.message_types import ROS, MessageTypes
 from deformer_ros.parameters import Settings, color_of
@@ -24,6 +24,7 @@ class BodyMessages:
     def __init__(self, model: Model, types: MessageTypes = ROS):
         self._topology, self._level, self._types = model.topology, model.frames_level, types
         self.frames = BodyFrames(model.topology, model.frames_level)
+        self._transforms = BodyTransforms(self.frames, types)
 
     def measure(self, outcome: Outcome) -> BonePoses:
         """How the bones of everybody in an outcome lie, those just given up too."""
@@ -37,8 +38,10 @@ class BodyMessages:
         return human_mesh_array(outcome.header, tracks, poses.quaternions(), self._topology, self._types)
 
     def transforms(self, outcome: Outcome, poses: BonePoses) -> list[Any]:
-        """geometry_msgs/TransformStamped of all who are seen. Every camera counts its ids for itself, so its name
-        goes before."""
+        """geometry_msgs/TransformStamped of all who are seen, to be serialized before the next call.
+
+        Every camera counts its ids for itself, so its name goes before.
+        """
         tracks = outcome.tracks[self._level]
         seen = [index for index, track in enumerate(tracks) if track.state != TrackState.LOST]
         if not seen:
@@ -47,7 +50,7 @@ class BodyMessages:
         places = np.stack([tracks[index].person.translation for index in seen])
         positions, quaternions = self.frames.transforms(visible, places)
         ids = [f"{outcome.camera}_{tracks[i].id}" if outcome.camera else tracks[i].id for i in seen]
-        return transforms(outcome.header, ids, self.frames, positions, quaternions, self._types)
+        return self._transforms(outcome.header, ids, positions, quaternions)
 
 
 class MarkerMessages:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating]
 
 
-def align_rotation(covariance: Tensor) -> tuple[Tensor, Tensor]:
+def align_rotation(covariance: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The proper rotation R that maximises trace(R^T covariance), and that maximum.
 
     covariance: (..., 3, 3), sum of target x source^T. Returns (..., 3, 3) and (...). Reflections are never
     returned: the axis of the least singular value is turned instead.
     """
-    u, singular, vt = torch.linalg.svd(covariance)
-    handedness = torch.det(u @ vt).sign()
-    signs = torch.ones_like(singular)
-    signs = torch.cat([signs[..., :2], signs[..., 2:] * handedness[..., None]], -1)
+    u, singular, vt = np.linalg.svd(covariance)
+    signs = np.ones_like(singular)
+    signs[..., 2] = np.sign(np.linalg.det(u @ vt))
     return u @ (signs[..., None] * vt), (singular * signs).sum(-1)
 
 
-def similarity_align(source: Tensor, target: Tensor) -> Tensor:
+def similarity_align(source: FloatArray, target: FloatArray) -> FloatArray:
     """`source` moved, turned and scaled onto `target` in the least-squares sense, without reflection.
 
     source, target: (B, N, 3). Returns (B, N, 3). A source whose points all coincide is returned at the
     target's mean (any rotation and scale fit it equally well).
     """
-    source_mean, target_mean = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
+    source_mean, target_mean = source.mean(1, keepdims=True), target.mean(1, keepdims=True)
     a, b = source - source_mean, target - target_mean
-    rotation, gain = align_rotation(b.transpose(1, 2) @ a)
+    rotation, gain = align_rotation(b.swapaxes(1, 2) @ a)
     variance = (a * a).sum((1, 2))
-    scale = torch.where(variance > 0, gain / variance.clamp(min=torch.finfo(a.dtype).tiny), torch.zeros_like(gain))
-    return scale[:, None, None] * a @ rotation.transpose(1, 2) + target_mean
+    scale = np.where(variance > 0, gain / np.maximum(variance, np.finfo(a.dtype).tiny), 0)
+    return scale[:, None, None] * a @ rotation.swapaxes(1, 2) + target_mean

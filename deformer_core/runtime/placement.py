@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deformer_core.geometry.camera import NEAR, crop_rotation, full_translation
+from deformer_core.geometry.camera import NEAR, camera_translation, crop_rotation
 
 FloatArray = NDArray[np.float32]
 
@@ -35,7 +35,7 @@ def place(vertices: FloatArray, joints: FloatArray, camera: FloatArray, box: Flo
     box_tensor = torch.from_numpy(np.ascontiguousarray(box, dtype=np.float64))
     camera_tensor = torch.from_numpy(np.ascontiguousarray(camera, dtype=np.float64))
     rotation = crop_rotation(box_tensor).numpy()
-    translation = full_translation(camera_tensor, box_tensor).numpy()
+    translation = (rotation @ camera_translation(camera_tensor, box_tensor).numpy()[:, :, None])[:, :, 0]
     turned = joints @ rotation.transpose(0, 2, 1)
     keypoints = project(turned + translation[:, None], intrinsics)
     return Placed(

@@ -15,7 +15,7 @@ from deformer_core.runtime.placement import project
 from deformer_core.runtime.tracker import Track, TrackState
 from deformer_ros import msg
 from deformer_ros.body_frames import BodyFrames
-from deformer_ros.human_messages import human_mesh_array, mesh_topology, track_from_message, transforms
+from deformer_ros.human_messages import BodyTransforms, human_mesh_array, mesh_topology, track_from_message
 
 HEADER = Header(frame_id="camera_optical", stamp=Time(sec=12, nanosec=34))
 
@@ -77,7 +77,9 @@ def test_transforms_are_one_tree(body: BodyTopology, rng: np.random.Generator) -
     poses = frames(np.stack([track.person.vertices for track in tracks]))
     places = np.stack([track.person.translation for track in tracks])
     positions, turns = frames.transforms(poses, places)
-    sent = transforms(HEADER, [1, "left_5"], frames, positions, turns)
+    make = BodyTransforms(frames)
+    make(HEADER, [1, "left_5"], 0 * positions, 0 * turns)
+    sent = make(HEADER, [1, "left_5"], positions, turns)
     known = {HEADER.frame_id}
     for transform in sent:
         assert transform.header.stamp == HEADER.stamp and transform.header.frame_id in known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -361,8 +362,8 @@ def test_a_mismatch_of_our_wishes_is_said_in_words(graph, diagnostics, log):
     assert graph.spin(lambda: any(words in line.msg for line in log))
 
 
-def test_half_a_minute_is_not_needed_to_see_growth(graph):
-    """10 s at 30 images per second: neither memory nor the age of what comes out grows."""
+def test_neither_memory_nor_age_grows(graph):
+    """At 30 images per second, for DEFORMER_SOAK seconds, 8 by default."""
     from deformer_ros.msg import HumanMeshArray
 
     activate(graph.mesh_node(mesh_level="full"))
@@ -379,10 +380,13 @@ def test_half_a_minute_is_not_needed_to_see_growth(graph):
     play(graph, camera.send, lambda: False, 2, rate=30)
     first, before = float(np.median(ages)), resident()
     del ages[:]
-    play(graph, camera.send, lambda: False, 8, rate=30)
-    assert len(ages) > 8
-    assert np.median(ages[-len(ages) // 4 :]) < 2 * first + 0.2
-    assert resident() - before < 20e6
+    duration = float(os.environ.get("DEFORMER_SOAK", "8"))
+    play(graph, camera.send, lambda: False, duration, rate=30)
+    last, grown = float(np.median(ages[-len(ages) // 4 :])), resident() - before
+    print(f"{duration:.0f} s, {len(ages)} meshes: age {first:.3f} s, then {last:.3f} s; {grown / 1e6:+.1f} MB")
+    assert len(ages) > duration
+    assert last < 2 * first + 0.2
+    assert grown < 20e6
 
 
 def resident() -> int:
