@@ -119,3 +119,17 @@ def test_what_is_installed_is_complete(ros):
     assert {file.name for file in ROOT.glob("deformer_ros/*.py")} <= {file.name for file in modules.iterdir()}
     (core,) = prefix.glob("lib/python*/site-packages/deformer_core")
     assert (core / "weights" / "nanodet_g_416.onnx").exists()
+
+
+def test_the_readme_tells_of_every_parameter_and_argument():
+    text = (ROOT / "deformer_ros" / "README.md").read_text()
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `") and line.count("|") == 6}
+    assert set(rows) == set(TABLE)
+    for name, row in rows.items():
+        default = getattr(DEFAULTS, name)
+        shown = str(default).lower() if isinstance(default, bool) else str(default)
+        assert f"| `{shown}` |" in row and TABLE[name].metadata["text"] in row and TABLE[name].metadata["when"] in row
+    launch = (ROOT / "launch" / "human_mesh.launch.py").read_text()
+    (table,) = [item.value for item in ast.parse(launch).body if isinstance(item, ast.Assign)
+                and item.targets[0].id == "ARGUMENTS"]  # fmt: skip
+    assert all(f"`{row.elts[0].value}`" in text or f"{row.elts[0].value}:=" in text for row in table.elts)

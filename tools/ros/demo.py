@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from picture import draw
 from recorder import Recorder, typestore
 from rosbags.highlevel import AnyReader
 
@@ -65,7 +66,10 @@ def main() -> int:
         print("No people came: see the node's lines above.")
         return 1
     print(f"\nRecorded into {bag}:")
-    return int(not report(bag) or any(ends))
+    is_complete = report(bag)
+    draw(bag, options.out / "markers.png")
+    print(f"  the markers, drawn: {options.out / 'markers.png'}")
+    return int(not is_complete or any(ends))
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen:
