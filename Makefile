@@ -1,5 +1,5 @@
 # make demo   the main job on a shipped clip and photo
-# make test   everything that needs no GPU
+# make test   everything that needs no GPU, over real ROS 2 too where its wheels are to be had (x86-64 Linux)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,6 +14,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(MAKE) test-ros; else echo "tests over ROS 2: skipped"; fi
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
