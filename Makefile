@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint evaluate ros demo-ros test-ros soak-ros bench-ros clean
+.PHONY: demo test lint evaluate bench-train ros demo-ros test-ros soak-ros bench-ros clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deformer run deformer_core/data/demo/people.jpg deformer_core/data/demo/clip.mp4 \
@@ -21,8 +21,15 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The recording with four cameras comes as a package; where there is no registry, evaluate says that it is not measured.
+POSE2SIM := out/pose2sim/Pose2Sim/Demo_SinglePerson
 evaluate: $(VENV)/.dev
-	$(BIN)/python -m training.evaluate
+	@[ -d $(POSE2SIM) ] || { $(BIN)/python -m pip download --quiet --no-deps --dest out/pose2sim pose2sim==0.10.49 \
+		&& $(BIN)/python -m zipfile -e out/pose2sim/pose2sim-*.whl out/pose2sim; } || true
+	$(BIN)/python -m training.evaluate --pose2sim $(POSE2SIM)
+
+bench-train: $(VENV)/.dev
+	$(BIN)/python -m training.bench
 
 # ROS 2 from PyPI in an environment of its own; on a machine with a ROS install, colcon build does instead.
 ros:

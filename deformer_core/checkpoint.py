@@ -13,7 +13,7 @@ noticeably); its metadata holds one JSON record under the key "deformer":
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def save_checkpoint(path: Path, model: DeFormer, metrics: dict[str, Any], proven
     body = load_body(model.config.body)
     record = {
         "format": FORMAT,
-        "config": asdict(model.config),
+        # The weights are all in here: where the backbone's once lay is nobody else's business.
+        "config": asdict(replace(model.config, backbone_weights=None)),
         "body": {"name": body.name, "hash": body.content_hash},
         "metrics": metrics,
         "provenance": provenance,

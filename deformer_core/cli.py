@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from deformer_core.runtime.person import Person
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+ENGINES = ("auto", "onnxruntime", "torch", "compiled", "openvino", "tensorrt")
+"""Of `runtime.engines`, which is not imported for `--help`."""
 FrameEstimate = Callable[["Frame"], "list[Person]"]
 Boxes = list[list[float]] | dict[str, list[list[float]]] | None
 """For every input, or by file name."""
@@ -51,11 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="tell what is installed and which engine would run")
     doctor.set_defaults(command=_doctor)
     _add_bag(commands.add_parser("bag", help="add meshes to the images of a ROS 2 bag; needs no ROS"))
-    export = commands.add_parser("export", help="write a checkpoint as a graph for other runtimes")
-    export.add_argument("--format", choices=["onnx"], default="onnx")
-    export.add_argument("--out", type=Path, required=True, help="file to write")
-    export.add_argument("--model", default="small", help="shipped weights by name, or a checkpoint (default: small)")
-    export.set_defaults(command=_export)
+    _add_export(commands.add_parser("export", help="write a checkpoint as a graph for other runtimes"))
+    _add_bench(commands.add_parser("bench", help="measure this machine: parts, engines, people per frame, memory"))
     return parser
 
 
@@ -80,7 +79,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="mesh resolution (default: full)",
     )
     add("--model", default="small", help="shipped weights by name, or a checkpoint file (default: small)")
-    add("--engine", choices=["auto", "onnxruntime", "torch"], default="auto")
+    add("--engine", choices=ENGINES, default="auto")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--threads", type=int, help="processor threads (default: all)")
     add("--score", type=float, default=0.4, help="smallest score of a detected person (default: 0.4)")
@@ -104,13 +103,35 @@ def _add_bag(parser: argparse.ArgumentParser) -> None:
     add("--rectified", action="store_true", help="the images are undistorted (default: if their topic says 'rect')")
     add("--level", choices=["coarse", "middle", "full"], default="middle", help="mesh resolution (default: middle)")
     add("--model", default="small", help="shipped weights by name, or a checkpoint file (default: small)")
-    add("--engine", choices=["auto", "onnxruntime", "torch"], default="auto")
+    add("--engine", choices=ENGINES, default="auto")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--threads", type=int, default=0, help="processor threads (default: all)")
     add("--smoothing", type=float, default=0.3, help="over time, from 0 (off) to 1 (strong) (default: 0.3)")
     add("--batch", type=int, default=8, help="images worked through at once (default: 8)")
     add("--overwrite", action="store_true", help="replace OUT, and what a run with other options left unfinished")
     parser.set_defaults(command=_bag)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--format", choices=["onnx", "tensorrt"], default="onnx", help="tensorrt: an engine for this machine's GPU")
+    add("--out", type=Path, required=True, help="file to write")
+    add("--model", default="small", help="shipped weights by name, or a checkpoint (default: small)")
+    add(
+        "--precision",
+        choices=["float32", "float16", "bfloat16"],
+        help="of the backbone (default: float32 in ONNX, float16 in TensorRT)",
+    )
+    parser.set_defaults(command=_export)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--quick", action="store_true", help="run everything once, to see that it runs")
+    add("--json", type=Path, metavar="FILE", help="write the table for programs, too")
+    add("--model", default="small", help="shipped weights by name, or a checkpoint (default: small)")
+    add("--threads", type=int, default=1, help="processor threads (default: 1)")
+    parser.set_defaults(command=_bench)
 
 
 def _bag(arguments: argparse.Namespace) -> int:
@@ -287,11 +308,25 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from deformer_core.checkpoint import load_checkpoint
-    from deformer_core.runtime.export import export_onnx
+    from deformer_core.runtime.exporting import export
 
-    model = load_checkpoint(arguments.model)
     print("Exporting; this takes about a minute ...", flush=True)
-    export_onnx(model, arguments.out)
-    print(f"Wrote {arguments.out} ({arguments.out.stat().st_size / 1e6:.1f} MB)")
+    apart = export(arguments.model, arguments.out, arguments.format, arguments.precision)
+    checked = "" if apart is None else f"; at most {apart * 1000:.2g} mm from torch on the shipped photo"
+    print(f"Wrote {arguments.out} ({arguments.out.stat().st_size / 1e6:.1f} MB){checked}")
+    return DONE
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from deformer_core.files import replace_file
+    from deformer_core.runtime.bench import as_json, bench, machine, table
+
+    rows = []
+    print(", ".join(f"{key} {value}" for key, value in machine().items()), flush=True)
+    for row in bench(arguments.model, arguments.quick, arguments.threads):
+        rows.append(row)
+    print(table(rows))
+    if arguments.json:
+        with replace_file(arguments.json) as temporary:
+            temporary.write_text(as_json(rows, arguments.model, arguments.threads), encoding="utf-8")
     return DONE

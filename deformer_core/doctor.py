@@ -28,9 +28,10 @@ OPTIONAL = {
     "onnxscript": ("onnxscript", "the same: pip install 'deformer[export]'"),
     "moderngl": ("moderngl", "rendering training images: pip install 'deformer[train]'"),
     "deepspeed": ("deepspeed", "training on many GPUs: pip install 'deformer[train]'"),
-    "timm": ("timm", "ResNet and HRNet backbones: pip install 'deformer[backbones]'"),
+    "tensorboard": ("tensorboard", "watching a training run: pip install 'deformer[train]'"),
+    "openvino": ("openvino", "the openvino engine: pip install openvino"),
     "tensorrt": ("tensorrt", "TensorRT engines: pip install 'deformer[gpu]'"),
-    "smplx": ("smplx", "SMPL bodies, with your own licence: pip install 'deformer[smpl]'"),
+    "smplx": ("smplx", "checking our SMPL bodies against it, with your own licence: pip install 'deformer[smpl]'"),
     "rosbags": ("rosbags", "reading bags without ROS: pip install 'deformer[ros]'"),
     "rclpy": ("rclpy", "the ROS 2 node, comes with ROS"),
 }
@@ -47,6 +48,7 @@ def report() -> Iterator[str]:
     for name, module in REQUIRED.items():
         yield f"{name:<23}{_version(name, module) or 'NOT INSTALLED: pip install deformer'}"
     yield from _optional()
+    yield f"SMPL files             {os.environ.get('DEFORMER_SMPL') or 'none: DEFORMER_SMPL names no folder'}"
     yield from _weights()
     yield _engine()
     yield f"cache                  {cache_folder()} ({_size(cache_folder())})"

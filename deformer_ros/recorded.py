@@ -126,7 +126,8 @@ def _only(bag: BagReader, types: Sequence[str], what: str, option: str) -> str:
     found = sorted({connection.topic for connection in bag.connections if connection.msgtype in types})
     if len(found) == 1:
         return found[0]
-    choice = f"give one of {', '.join(found)} as `{option}`" if found else "let the node or `deformer bag` write one"
+    none = "record images and meshes, or use `deformer bag`"
+    choice = f"give one of {', '.join(found)} as `{option}`" if found else none
     raise InputError(f"the bag {bag.path} has {len(found)} topics of type {what}: {choice}")
 
 

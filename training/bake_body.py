@@ -23,7 +23,15 @@ from scipy.optimize import nnls
 from scipy.spatial.distance import cdist
 
 from deformer_core.body.assets import VERSION, write_body
-from deformer_core.body.topology import BodyTopology, Level, Rig, RowBlend, mirror_names
+from deformer_core.body.topology import (
+    COCO_23_PARENTS,
+    PART_NAMES,
+    BodyTopology,
+    Level,
+    Rig,
+    RowBlend,
+    mirror_names,
+)
 from deformer_core.geometry.rotations import rotation_from_axis_angle
 
 OUTPUT = Path(__file__).parents[1] / "deformer_core" / "body" / "data" / "anny_notoes.safetensors"
@@ -34,21 +42,12 @@ _LEFT, _RIGHT = ([f"{bone}{side}" for bone in _SIDE_BONES] for side in (".L", ".
 BONES = ("root", *_LEFT[:3], *_RIGHT[:3], "spine05", "spine04", "spine03", "spine02", "spine01",
          *_LEFT[3:], *_RIGHT[3:], "neck01", "head")  # fmt: skip
 
-PARTS = ("head", "neck", "torso", "hips") + tuple(
-    f"{side}_{part}"
-    for side in ("left", "right")
-    for part in ("upper_arm", "lower_arm", "hand", "upper_leg", "lower_leg", "foot")
-)
 _PART_OF_PREFIX = {
     "head": "head", "eye": "head", "neck": "neck", "spine05": "hips", "spine": "torso", "clavicle": "torso",
     "shoulder": "torso", "root": "hips", "pelvis": "hips", "upperarm": "upper_arm", "lowerarm": "lower_arm",
     "wrist": "hand", "finger": "hand", "metacarpal": "hand", "upperleg": "upper_leg",
     "lowerleg": "lower_leg", "foot": "foot", "toe": "foot",
 }  # fmt: skip
-
-# nose 0, eyes 1 2, ears 3 4, shoulders 5 6, elbows 7 8, wrists 9 10, hips 11 12, knees 13 14, ankles 15 16,
-# big toes 17 18, small toes 19 20, heels 21 22 (odd: left)
-JOINT_PARENTS = (-1, 0, 0, 1, 2, 0, 0, 5, 6, 7, 8, 5, 6, 11, 12, 13, 14, 15, 16, 15, 16, 15, 16)
 
 
 def to_model_axes(points: NDArray) -> NDArray:
@@ -177,9 +176,9 @@ def label_parts(model: Any) -> NDArray:
     for bone in model.vertex_bone_indices.gather(1, best)[:, 0].tolist():
         name = model.bone_labels[bone]
         part = next(part for prefix, part in _PART_OF_PREFIX.items() if name.startswith(prefix))
-        if part not in PARTS:
+        if part not in PART_NAMES:
             part = ("left_" if name.endswith(".L") else "right_") + part
-        labels.append(PARTS.index(part))
+        labels.append(PART_NAMES.index(part))
     return np.array(labels, np.uint8)
 
 
@@ -254,8 +253,8 @@ def bake(components: int = 16) -> BodyTopology:
         version=VERSION,
         content_hash="",
         joint_names=joint_names,
-        joint_parents=JOINT_PARENTS,
-        part_names=PARTS,
+        joint_parents=COCO_23_PARENTS,
+        part_names=PART_NAMES,
         levels=levels,
         upsample={
             "middle": fit_upsampling(train, test, "coarse", "middle"),

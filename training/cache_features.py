@@ -133,7 +133,7 @@ def batches_of(samples: Samples, start: int, stop: int, size: int) -> Iterator[t
 def open_samples(options: argparse.Namespace, size: int) -> tuple[Samples, str]:
     """What to run over, and a name for it that a resumed run must share."""
     if options.rendered:
-        return RenderedSamples(options.rendered), f"rendered:{options.rendered.name}"
+        return RenderedSamples(options.rendered, size), f"rendered:{options.rendered.name}"
     topology = load_body()
     people = read_people(options.coco, options.split)
     return KeypointPhotos(people, topology, size, options.views), f"{options.coco.stem}:{options.split}:{options.views}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +13,19 @@ import torch
 from deformer_core.body.assets import load_body
 from deformer_core.config import load_config
 from deformer_core.errors import InputError
-from deformer_core.training.engine import ENGINES, DeepSpeedEngine, Engine, PlainEngine
+from deformer_core.nn.deformer import DeFormer
+from deformer_core.training.engine import ENGINES, Engine, PlainEngine
 from deformer_core.training.loop import CHECKPOINT, Trainer, load_state
 from deformer_core.training.losses import DeFormerLoss
+from deformer_core.training.processes import Processes, join_processes, leave_processes
 from deformer_core.training.settings import TrainConfig, override, read_settings
-from deformer_core.training.sources import Mixture
+from deformer_core.training.sources import Mixture, Shares
 from deformer_core.training.task import TrainingTask, build_model, load_weights
+from deformer_core.training.validation import Validation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a lease that ends saves as Ctrl-C does
     try:
         trainer = prepare(options)
         trainer.run()
@@ -33,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    print(f"done: {trainer.out}/model.safetensors, best {trainer.best}")
+    leave_processes()
+    if trainer.processes.rank == 0:
+        print(f"done: {trainer.out}/model.safetensors, best {trainer.best}")
     return 0
 
 
@@ -65,26 +68,34 @@ def prepare(options: argparse.Namespace) -> Trainer:
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    processes = join_processes(config.device)
     topology = load_body(config.network.body)
-    mixture = Mixture(config, topology)
+    model = build_model(config, topology, pretrained=state is None)
+    size = model.backbone.image_size if isinstance(model, DeFormer) else 256
+    shares = Shares(processes.rank, processes.count, config.accumulation)
+    mixture = Mixture(config, topology, size, shares)
     level = config.network.query_level if config.model == "deformer" else "coarse"
     loss = DeFormerLoss(config.loss, topology, mixture.prior(), level)
-    model = build_model(config, topology)
     if config.init and state is None:
-        print(load_weights(model, Path(config.init)))
-    task = TrainingTask(config, model, loss).to(device)
-    trainer = Trainer(config, mapping, task, build_engine(options.engine, task, config), topology, mixture, options.out)
-    torch.manual_seed(config.seed)
+        taken = load_weights(model, Path(config.init))
+        if processes.rank == 0:
+            print(taken)
+    task = TrainingTask(config, model, loss).to(processes.device)
+    engine = build_engine(options.engine, task, config, processes)
+    validation = Validation(config, topology, size)
+    trainer = Trainer(config, mapping, task, engine, mixture, validation, processes, options.out)
     if state is not None:
         trainer.load(state)
     return trainer
 
 
-def build_engine(name: str, task: TrainingTask, config: TrainConfig) -> Engine:
+def build_engine(name: str, task: TrainingTask, config: TrainConfig, processes: Processes) -> Engine:
     if name == "plain":
-        return PlainEngine(task, config.optimizer)
-    return DeepSpeedEngine(task, config.optimizer, config.batch_size, config.deepspeed)
+        return PlainEngine(task, config.optimizer, config.accumulation)
+    from deformer_core.training.deepspeed_engine import DeepSpeedEngine
+
+    people = config.batch_size // (processes.count * config.accumulation)
+    return DeepSpeedEngine(task, config.optimizer, people, config.accumulation, config.deepspeed)
 
 
 if __name__ == "__main__":

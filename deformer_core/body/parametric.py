@@ -1,7 +1,8 @@
 """Posing the body: shape coefficients and bone rotations to vertices, by linear blend skinning.
 
-Used to make training data and inside the model's initial regressor. The shape space is a PCA of Anny's
-phenotypes; the rig keeps the bones that a camera can see turn (no fingers, toes, eyes, twist bones).
+Used to make training data and inside the model's initial regressor. Anny's shape space is a PCA of its phenotypes and
+its rig keeps the bones that a camera can see turn (no fingers, toes, eyes, twist bones). SMPL has shape and rig of its
+own, and blend shapes driven by the pose (Loper et al. 2015, "SMPL: A Skinned Multi-Person Linear Model").
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class ParametricBody(nn.Module):
             self._constant(f"{name}_vertices", level.vertices)
             self._constant(f"{name}_basis", level.shape_basis)
             self._constant(f"{name}_skin", skin)
+            if level.pose_basis is not None:
+                self._constant(f"{name}_pose_basis", level.pose_basis)
         self._constant("regressor", topology.levels["coarse"].joint_regressor.dense())
 
     def _constant(self, name: str, value: np.ndarray) -> None:
@@ -59,12 +62,12 @@ class ParametricBody(nn.Module):
         origin. The joints are those of the coarse mesh.
         """
         transforms = self._bone_transforms(rotations, shape)
-        coarse = self._skin("coarse", transforms, shape)
+        coarse = self._skin("coarse", transforms, rotations, shape)
         joints = self.regressor @ coarse
         pelvis = (joints[:, self.hips[0]] + joints[:, self.hips[1]])[:, None] / 2
         posed = {"joints": joints - pelvis}
         for name in self.levels:
-            vertices = coarse if name == "coarse" else self._skin(name, transforms, shape)
+            vertices = coarse if name == "coarse" else self._skin(name, transforms, rotations, shape)
             posed[name] = vertices - pelvis
         return posed
 
@@ -85,8 +88,16 @@ class ParametricBody(nn.Module):
         shift = torch.stack(position, 1) - (rotation @ heads[..., None])[..., 0]
         return torch.cat([rotation, shift[..., None]], -1)
 
-    def _skin(self, level: str, transforms: Tensor, shape: Tensor) -> Tensor:
-        basis, skin = getattr(self, f"{level}_basis"), getattr(self, f"{level}_skin")
-        rest = getattr(self, f"{level}_vertices") + (shape @ basis.flatten(1)).unflatten(1, basis.shape[1:])
+    def _skin(self, level: str, transforms: Tensor, rotations: Tensor, shape: Tensor) -> Tensor:
+        skin = getattr(self, f"{level}_skin")
+        rest = getattr(self, f"{level}_vertices") + _combine(shape, getattr(self, f"{level}_basis"))
+        if hasattr(self, f"{level}_pose_basis"):
+            bends = rotations[:, 1:] - torch.eye(3, dtype=rotations.dtype, device=rotations.device)
+            rest = rest + _combine(bends.flatten(1), getattr(self, f"{level}_pose_basis"))
         blended = (skin @ transforms.flatten(2)).unflatten(2, (3, 4))
         return (blended[..., :3] @ rest[..., None])[..., 0] + blended[..., 3]
+
+
+def _combine(coefficients: Tensor, basis: Tensor) -> Tensor:
+    """(B, N), (N, V, 3) to (B, V, 3)."""
+    return (coefficients @ basis.flatten(1)).unflatten(1, basis.shape[1:])

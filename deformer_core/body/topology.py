@@ -6,7 +6,7 @@ the middle of its hips at the origin.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -21,6 +21,19 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", FloatArray, Tensor)
 
 LEVELS = ("coarse", "middle", "full")
 
+COCO_23 = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle", "left_big_toe", "right_big_toe", "left_small_toe", "right_small_toe", "left_heel", "right_heel",
+)  # fmt: skip
+"""The joints of every body: COCO's 17 and six points of the feet."""
+COCO_23_PARENTS = (-1, 0, 0, 1, 2, 0, 0, 5, 6, 7, 8, 5, 6, 11, 12, 13, 14, 15, 16, 15, 16, 15, 16)
+PART_NAMES = ("head", "neck", "torso", "hips") + tuple(
+    f"{side}_{part}"
+    for side in ("left", "right")
+    for part in ("upper_arm", "lower_arm", "hand", "upper_leg", "lower_leg", "foot")
+)
+
 
 @dataclass(frozen=True)
 class RowBlend:
@@ -32,6 +45,17 @@ class RowBlend:
     indices: IntArray
     weights: FloatArray
     n_input: int
+
+    @classmethod
+    def from_entries(cls, rows: NDArray, columns: NDArray, values: NDArray, shape: tuple[int, int]) -> RowBlend:
+        """From the non-zero elements of a matrix of that shape, in any order."""
+        order = np.lexsort((columns, rows))
+        rows = rows[order]
+        place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        width = int(place.max(initial=0)) + 1
+        indices, weights = np.zeros((shape[0], width), np.int32), np.zeros((shape[0], width), np.float32)
+        indices[rows, place], weights[rows, place] = columns[order], values[order]
+        return cls(indices, weights, shape[1])
 
     def apply(self, values: ArrayOrTensor) -> ArrayOrTensor:
         """(..., n_input, C) to (..., N, C), numpy or torch alike."""
@@ -66,6 +90,9 @@ class Level:
     """(S, V, 3) displacement of the template for one standard deviation of each shape coefficient."""
     parts: NDArray[np.uint8]
     """(V,) index into `BodyTopology.part_names`."""
+    pose_basis: FloatArray | None = None
+    """((R - 1) * 9, V, 3) displacement of the template for each element of the bones' rotations minus the identity,
+    the root's left out; None for a body that bends by skinning alone."""
 
     @cached_property
     def edges(self) -> IntArray:
@@ -106,6 +133,9 @@ class BodyTopology:
     upsample: dict[str, RowBlend]
     """"middle" from coarse vertices, "full" from middle ones."""
     rig: Rig
+    extra_regressors: dict[str, RowBlend] = field(default_factory=dict)
+    """Further joints from the full level's vertices, by name of the set, as the field's protocols define them. Rows
+    need not sum to 1."""
 
     @cached_property
     def joint_mirror(self) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ principal point is a roll of the camera, mirroring it is a mirror beside the cam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -53,6 +53,10 @@ class Annotation:
     """(S,)"""
     translation: FloatArray | None = None
     """(3,) metres: the middle of the hips in the full camera. Only with known intrinsics."""
+    named_joints: Mapping[str, FloatArray] = field(default_factory=dict)
+    """(3,) as of `joints`: joints that the topology lacks, by their name in `joint_sets`."""
+    tags: Mapping[str, str | int] = field(default_factory=dict)
+    """What protocols select and group by: subject, action, camera, frame, sequence, gender; as each reader says."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from deformer_core.data.sample import Sample
 from deformer_core.data.synthetic.shards import decode_images, read_shard
@@ -17,11 +18,12 @@ from deformer_core.geometry.camera import crop_rotation
 class RenderedSamples:
     """A folder of shards as a sequence. Read in order, or nearly: one shard is held at a time.
 
+    size: of the images, pixels; without one, as they were rendered.
     Errors: `InputError` if the folder holds no shards, or one of them is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, size: int | None = None) -> None:
+        self.folder, self.size = folder, size
         self.paths = sorted(folder.glob("shard_*.npz"))
         if not self.paths:
             raise InputError(f"{folder} holds no shards (shard_*.npz): render them with training/render.py.")
@@ -46,12 +48,20 @@ class RenderedSamples:
             uv=shard["joints_2d"][row],
             uv_weight=np.ones(len(joints), np.float32),
             clean=bool(shard["clean"][row]),
-            image=decode_images(shard, [row])[0],
+            image=_resize(decode_images(shard, [row])[0], self.size),
             joints=joints,
             rotations=rotations,
             shape=shard["shape"][row],
             camera=shard["camera"][row],
         )
+
+
+def _resize(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+    import cv2
+
+    if size is None or len(image) == size:
+        return image
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def _count(path: Path) -> int:

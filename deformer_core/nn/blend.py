@@ -79,8 +79,9 @@ class Blend(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """(B, n_input, C) to (B, N, C)."""
         if torch.compiler.is_exporting():
-            picked = values.index_select(1, self.indices.flatten()).unflatten(1, self.indices.shape)
-            return (picked * self.weights[..., None]).sum(2)
+            # Weights repeated for every channel and summed over the outer axis: long rows, which CPUs add fastest.
+            columns, weights = self.indices.T, self.weights.T[..., None].expand(-1, -1, values.shape[2]).contiguous()
+            return (values.index_select(1, columns.flatten()).unflatten(1, columns.shape) * weights).sum(1)
         matrices = [
             getattr(self, f"{name}_{f}") for name in ("rows", "transposed") for f in SparseRows._fields
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deformer_core.body.topology import LEVELS
 from deformer_core.errors import InputError
@@ -20,6 +20,12 @@ class DeFormerConfig:
     """A name or path for `load_body`."""
     backbone: str = "movenet_thunder"
     """A name for `build_backbone`."""
+    backbone_weights: str | None = field(default=None, compare=False)
+    """File of published weights that the backbone of a new model starts from; a trained model holds its own."""
+    image_size: int | None = None
+    """Side of the square crops, pixels; the backbone's own by default."""
+    image_width: int | None = None
+    """Central columns of the crop that the backbone sees, all by default: 288 of 384 is its 384x288 input."""
     dim: int = 96
     """Width of the tokens. Our choice: the paper does not give it."""
     heads: int = 4
@@ -40,6 +46,10 @@ class DeFormerConfig:
     """Off: every token attends to every other (ablation)."""
     feedback: bool = True
     """Off: reference points stay on the initial reconstruction, one displacement at the end (ablation)."""
+    correction: bool = True
+    """Off: the finer meshes are the coarse one, upsampled by fixed weights alone (coarse-only ablation)."""
+    checkpointing: bool = field(default=False, compare=False)
+    """In training, decoder layers are computed again in the backward pass: less memory, more time, the same result."""
     attention: str = "auto"
     """How self-attention runs, with the same result: "dense", "tiles" (trains 1.5 times as fast on a CPU), or
     "auto": dense up to about a thousand tokens."""
@@ -62,6 +72,11 @@ class DeFormerConfig:
             raise InputError("layers, points and rings must be 1 or more")
         if not self.maps or not set(self.maps) <= set(STRIDES):
             raise InputError(f"maps {self.maps} must be strides out of {STRIDES}")
+        size, width = self.image_size, self.image_width
+        if any(pixels is not None and (pixels < 32 or pixels % 32) for pixels in (size, width)):
+            raise InputError(f"image_size {size} and image_width {width} must be multiples of 32")
+        if width is not None and (size is None or width > size):
+            raise InputError(f"image_width {width} needs an image_size of as many pixels or more")
         for key, value, known in (
             ("attention", self.attention, BACKENDS),
             ("sampling", self.sampling, tuple(SAMPLERS)),
@@ -69,3 +84,8 @@ class DeFormerConfig:
         ):
             if value not in known:
                 raise InputError(f"unknown {key} '{value}': use one of {', '.join(known)}")
+
+    @property
+    def zoom(self) -> float:
+        """Width of the crop over the width that the feature maps cover, 1 or more."""
+        return self.image_size / self.image_width if self.image_size and self.image_width else 1.0

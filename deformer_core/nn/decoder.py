@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deformer_core.body.scap import Scap, cached_scap
 from deformer_core.body.topology import BodyTopology
@@ -143,7 +144,8 @@ class MeshDecoder(nn.Module):
         self, topology: BodyTopology, config: DeFormerConfig, channels: Sequence[int], pooled_channels: int
     ) -> None:
         super().__init__()
-        self.level = config.query_level
+        self.level, self.zoom = config.query_level, config.zoom
+        self.checkpointing = config.checkpointing
         mesh = topology.levels[self.level]
         scap = cached_scap(topology, self.level, config.rings)
         self.n_joints, self.n_registers = scap.n_joints, scap.n_registers
@@ -190,7 +192,9 @@ class MeshDecoder(nn.Module):
             with full_precision(box.device):
                 references = project_crop(body, camera, box).clamp(-REACH, REACH)
             embedding = layer.embed_body(body, references, self.template, known)
-            queries = layer(queries, embedding, references, image)
+            inputs = (queries, embedding, on_maps(references, self.zoom), image)
+            again = self.checkpointing and self.training
+            queries = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
             if layer.correct is None:
                 continue
             displacement, moved_camera = layer.correct(queries, embedding, camera, self.n_joints)
@@ -213,6 +217,11 @@ class MeshDecoder(nn.Module):
         joints, vertices = initial["joints"], initial[f"vertices_{self.level}"]
         registers = joints.new_zeros(joints.shape[0], self.n_registers, 3)
         return torch.cat([joints, registers, vertices], 1).detach()[:, self.order]
+
+
+def on_maps(places: Tensor, zoom: float) -> Tensor:
+    """Places (B, N, 2 or more) of the crop, x and y first, in coordinates of maps of its 1 / zoom central columns."""
+    return places if zoom == 1 else torch.cat([places[..., :1] * zoom, places[..., 1:]], -1)
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -41,35 +41,51 @@ def sample_grid(values: Sequence[Tensor], places: Tensor, weights: Tensor) -> Te
 
 
 def sample_gather(values: Sequence[Tensor], places: Tensor, weights: Tensor) -> Tensor:
-    """`sample_grid` by indexing the four corners of every place in one flat list of all maps' pixels."""
-    batch, heads, _, _, _, slots = places.shape
-    areas = [value.shape[2] * value.shape[3] for value in values]
-    starts = torch.tensor([sum(areas[:level]) for level in range(len(areas))]).to(places)[:, None, None]
-    sizes = torch.tensor([[value.shape[3], value.shape[2]] for value in values]).to(places)[:, None, :, None]
-    # Pixel centres lie at half integers (align_corners=False).
-    pixels = ((places + 1) * sizes - 1) / 2
-    corner = pixels.detach().floor()
-    fraction = pixels - corner
-    indices, blend = [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            at = corner + torch.tensor([[dx], [dy]]).to(places)
-            inside = ((at >= 0) & (at < sizes)).all(-2)
-            x, y = at.clamp(min=0).minimum(sizes - 1).unbind(-2)
-            along_x, along_y = (fraction if d else 1 - fraction for d in (dx, dy))
-            indices.append(starts + y * sizes[:, :, 0] + x)
-            blend.append(along_x[..., 0, :] * along_y[..., 1, :] * weights * inside.to(places.dtype))
-    # (B, H, K, S) with K = 4 corners x L x P. A row of `rows` is one head of one pixel of one crop.
-    index = torch.stack(indices, 2).flatten(2, 4).to(torch.int64)
-    blended = torch.stack(blend, 2).flatten(2, 4)
-    flat = torch.cat([value.flatten(2) for value in values], 2).transpose(1, 2)  # (B, sum of h * w, H * D)
-    rows = flat.reshape(batch * sum(areas) * heads, -1)
-    crop = torch.arange(batch, device=places.device)[:, None, None, None] * sum(areas)
-    head = torch.arange(heads, device=places.device)[:, None, None]
-    row = ((crop + index) * heads + head).transpose(2, 3)
-    picked = rows.index_select(0, row.flatten()).unflatten(0, row.shape)  # (B, H, S, K, D)
-    sampled = (blended.transpose(2, 3)[..., None, :] @ picked)[..., 0, :]
+    """`sample_grid` by indexing the four corners of every place in one flat list of all maps' pixels.
+
+    Every map gets a border of zeros, and places outside are moved onto it: no corner needs a test of its own.
+    """
+    batch, heads, n_maps, points, _, slots = places.shape
+    sizes = [value.shape[2:] for value in values]
+    strides = [width + 3 for _, width in sizes]  # one column of zeros on the left, two on the right
+    areas = [(height + 3) * stride for (height, _), stride in zip(sizes, strides)]
+    # (B, H, L, P, S); pixel centres lie at half integers (align_corners=False).
+    x, column = _cells(places[..., 0, :], [width for _, width in sizes])
+    y, row = _cells(places[..., 1, :], [height for height, _ in sizes])
+    first = _per_map([sum(areas[:i]) + stride + 1 for i, stride in enumerate(strides)], places)
+    index = row * _per_map(strides, places) + column + first  # exact: below 2^24
+    right = weights * x
+    left = weights - right
+    below_left, below_right = left * y, right * y
+    blend = torch.stack([left - below_left, right - below_right, below_left, below_right], 2)
+    blend = blend.flatten(2, 4).transpose(2, 3)  # (B, H, S, K) with K = 4 corners x L x P
+    corners = [[0] * n_maps, [1] * n_maps, strides, [stride + 1 for stride in strides]]
+    offsets = torch.tensor(corners, dtype=torch.int32, device=places.device).repeat_interleave(points)
+    # A row of `rows` is one head's part of one pixel of one crop; 32-bit numbers, for speed.
+    planes = torch.arange(batch * heads, dtype=torch.int32, device=places.device).reshape(batch, heads, 1, 1)
+    pixels = index.to(torch.int32).flatten(2, 3).transpose(2, 3) + planes * sum(areas)
+    lookup = torch.cat([pixels] * 4, -1) + offsets
+    flat = torch.cat([F.pad(value, (1, 2, 1, 2)).flatten(2) for value in values], 2)
+    rows = flat.unflatten(1, (heads, -1)).transpose(2, 3).flatten(0, 2)
+    picked = rows.index_select(0, lookup.flatten()).unflatten(0, lookup.shape)  # (B, H, S, K, D)
+    sampled = (blend[..., None, :] @ picked)[..., 0, :]
     return sampled.transpose(2, 3).reshape(batch, -1, slots)
+
+
+def _cells(places: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """Coordinates (B, H, L, P, S) along one axis of each map: how far past a pixel's centre, and which pixel.
+
+    Held to -1..size, where nothing but the border is seen.
+    """
+    size = _per_map(sizes, places)
+    pixels = ((places + 1) * (size / 2) - 0.5).clamp(min=-1).minimum(size)
+    whole = pixels.detach().floor()
+    return pixels - whole, whole
+
+
+def _per_map(numbers: list[int], like: Tensor) -> Tensor:
+    """(L, 1, 1) to go with (B, H, L, P, S)."""
+    return torch.tensor(numbers).to(like)[:, None, None]
 
 
 SAMPLERS: dict[str, Sampler] = {"grid": sample_grid, "gather": sample_gather}

@@ -7,18 +7,22 @@ ours and marked so at its place.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deformer_core.body.assets import load_body
 from deformer_core.body.topology import LEVELS, BodyTopology
-from deformer_core.nn.backbones import Backbone, BackboneOutput, build_backbone
+from deformer_core.nn.backbones import MOVENETS, Backbone, BackboneOutput, build_backbone
 from deformer_core.nn.blend import Blend
 from deformer_core.nn.config import DeFormerConfig
-from deformer_core.nn.decoder import MeshDecoder, zero_ended_mlp, zero_linear
+from deformer_core.nn.decoder import MeshDecoder, on_maps, zero_ended_mlp, zero_linear
 from deformer_core.nn.deformable_attention import SAMPLERS
 from deformer_core.nn.regressor import BodyRegressor, sample_evidence
+
+log = logging.getLogger(__name__)
 
 CORRECTION_WIDTH = 32
 """Hidden width of the dense recovery's correction. Our choice."""
@@ -37,7 +41,8 @@ class DenseRecovery(nn.Module):
         self.names = LEVELS[LEVELS.index(config.query_level) :]
         self.upsample = nn.ModuleDict({name: Blend(topology.upsample[name]) for name in self.names[1:]})
         self.scale = zero_ended_mlp(config.dim, config.dim, 1)
-        if config.query_level == "coarse":
+        self.corrects = config.query_level == "coarse" and config.correction
+        if self.corrects:
             n_vertices = len(topology.levels["middle"].vertices)
             # An MLP on (upsampled query, vertex embedding), its first layer taken before the upsampling.
             self.query_features = nn.Linear(config.dim, CORRECTION_WIDTH)
@@ -50,11 +55,20 @@ class DenseRecovery(nn.Module):
         levels = {self.names[0]: vertices}
         for name in self.names[1:]:
             vertices = self.upsample[name](vertices)
-            if name == "middle":
+            if name == "middle" and self.corrects:
                 features = self.upsample[name](self.query_features(queries[:, n_joints:]))
                 vertices = vertices + self.correct(F.gelu(features + self.vertex_features))
             levels[name] = vertices
         return levels
+
+
+def configured_backbone(config: DeFormerConfig, pretrained: bool = True) -> Backbone:
+    """The backbone of a configuration, see `build_backbone`. One without weights is random, with a warning."""
+    weights = config.backbone_weights if pretrained else None
+    if pretrained and weights is None and config.backbone not in MOVENETS:
+        log.warning("Backbone %s starts from random weights: backbone_weights names no file", config.backbone)
+        pretrained = False
+    return build_backbone(config.backbone, pretrained, weights, config.image_size, config.image_width)
 
 
 class DeFormer(nn.Module):
@@ -66,7 +80,7 @@ class DeFormer(nn.Module):
         super().__init__()
         self.config = config
         self.hips = list(topology.hips)
-        self.backbone = build_backbone(config.backbone, pretrained=False) if backbone is None else backbone
+        self.backbone = configured_backbone(config, pretrained=False) if backbone is None else backbone
         self.regressor = BodyRegressor(
             topology,
             self.backbone.pooled_channels,
@@ -84,9 +98,8 @@ class DeFormer(nn.Module):
 
     @classmethod
     def from_config(cls, config: DeFormerConfig, pretrained_backbone: bool = True) -> DeFormer:
-        """The model with its shipped body and backbone. Errors: `InputError` for unknown names."""
-        backbone = build_backbone(config.backbone, pretrained_backbone)
-        return cls(config, load_body(config.body), backbone)
+        """The model with its body and backbone by name. Errors: `InputError`, see `load_body`, `build_backbone`."""
+        return cls(config, load_body(config.body), configured_backbone(config, pretrained_backbone))
 
     def forward(self, images: Tensor, box: Tensor) -> dict[str, Tensor | list[dict[str, Tensor]]]:
         """Recover the body in each crop: `decode` of the backbone's output.
@@ -101,7 +114,8 @@ class DeFormer(nn.Module):
             return self.regressor(features.keypoints, box)
         evidence = None
         if self.config.keypoint_features:
-            evidence = sample_evidence(features.maps, features.keypoints, SAMPLERS[self.config.sampling])
+            places = on_maps(features.keypoints, self.config.zoom)
+            evidence = sample_evidence(features.maps, places, SAMPLERS[self.config.sampling])
         return self.regressor(features.keypoints, box, features.pooled, evidence)
 
     def decode(self, features: BackboneOutput, box: Tensor) -> dict[str, Tensor | list[dict[str, Tensor]]]:

@@ -1,4 +1,8 @@
-"""What runs the model: torch, or ONNX Runtime on the CPU. All give the same numbers to a tested tolerance.
+"""What runs the model. All engines give the same numbers, to the tolerance of `parity`.
+
+- `torch`: as it was trained, on the CPU or a GPU; `compiled`: by torch's compiler, for batches of fixed sizes;
+- `onnxruntime`, and `openvino` where it is installed: an exported graph on the CPU;
+- `tensorrt`: an exported graph on an NVIDIA GPU, see `tensorrt_engine`.
 
 An engine is called with crops (B, H, W, 3) uint8 RGB and boxes (B, 3) float32 (`geometry.camera`) and returns a
 dict of float32 arrays in model space: `vertices_full`, `vertices_middle`, `vertices_coarse` (B, V, 3), as far as
@@ -25,10 +29,16 @@ from deformer_core.errors import InputError
 from deformer_core.files import cache_folder
 from deformer_core.nn.deformer import DeFormer
 from deformer_core.runtime.export import INPUTS, METADATA_KEY, ExportModel, export_onnx
+from deformer_core.runtime.parity import check_parity
+from deformer_core.runtime.tensorrt_engine import TensorRtEngine, import_tensorrt, load_or_build
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "onnxruntime", "torch")
+ENGINES = ("auto", "onnxruntime", "torch", "compiled", "openvino", "tensorrt")
+CPU_ONLY = ("onnxruntime", "openvino")
+BUCKETS = (1, 2, 4, 8, 16)
+"""Batches of the compiled engine: others are filled up to the next."""
+TENSORRT_PRECISION = "float16"
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -61,6 +71,34 @@ class TorchEngine:
         return {name: tensor.cpu().numpy() for name, tensor in zip(self._model.outputs, tensors)}
 
 
+class CompiledEngine(TorchEngine):
+    """Torch's compiler, for batches of fixed sizes; on a GPU each of them replays one CUDA graph.
+
+    The first call with each size compiles, which takes a minute.
+    """
+
+    def __init__(self, model: DeFormer, device: str = "cpu", threads: int | None = None):
+        super().__init__(model, device, threads)
+        self._model.compile(dynamic=False, mode="reduce-overhead" if self._device.type == "cuda" else None)
+        self.description = f"torch {torch.__version__} compiled on {device}"
+
+    def __call__(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> Arrays:
+        parts: list[Arrays] = []
+        first = 0
+        for bucket in split_batch(len(crops)):
+            rows = np.arange(first, first + bucket).clip(max=len(crops) - 1)  # the last one fills the bucket up
+            parts.append(super().__call__(crops[rows], box[rows]))
+            first += bucket
+        return {name: np.concatenate([part[name] for part in parts])[: len(crops)] for name in self._model.outputs}
+
+
+def split_batch(count: int) -> list[int]:
+    """`BUCKETS` for so many crops, the largest first; only the last may be more than its crops."""
+    largest = BUCKETS[-1]
+    full, rest = divmod(count, largest)
+    return [largest] * full + [min(bucket for bucket in BUCKETS if bucket >= rest)] * (rest > 0)
+
+
 class OnnxEngine:
     """An exported graph in ONNX Runtime on the CPU; the model's classes and torch's kernels are not used.
 
@@ -88,8 +126,34 @@ class OnnxEngine:
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(zip(INPUTS, inputs)))))
 
 
+class OpenVinoEngine:
+    """An exported graph in OpenVINO on the CPU, in float32. Errors: `InputError`, no openvino or a damaged graph."""
+
+    def __init__(self, graph: Path, threads: int | None = None):
+        try:
+            import openvino
+        except ImportError as error:
+            raise InputError("the openvino engine needs OpenVINO: pip install openvino") from error
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            model = openvino.Core().read_model(str(graph))
+            self.image_size = int(model.input(INPUTS[0]).partial_shape[1].get_length())
+            self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            raise InputError(f"{graph} is not a graph of 'deformer export', or is damaged: export it again") from error
+        self._outputs = [output.get_any_name() for output in model.outputs]
+        self.description = f"OpenVINO {openvino.__version__} on cpu"
+
+    def __call__(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> Arrays:
+        inputs = (np.ascontiguousarray(crops), np.ascontiguousarray(box, dtype=np.float32))
+        found = self._request.infer(dict(zip(INPUTS, inputs)))
+        return {name: found[name].copy() for name in self._outputs}
+
+
 class Choice(NamedTuple):
-    """engine: "torch" or "onnxruntime". device: "cpu" or "cuda...". reason: why, for the user."""
+    """engine: one of `ENGINES`, not auto. device: "cpu" or "cuda...". reason: why, for the user."""
 
     engine: str
     device: str
@@ -103,16 +167,21 @@ def choose_engine(checkpoint: str | Path, engine: str = "auto", device: str = "a
     wants_gpu = device.startswith("cuda")
     if wants_gpu and not torch.cuda.is_available():
         raise InputError(f"device '{device}' is not there: torch sees no CUDA GPU; use --device cpu")
-    if wants_gpu and engine == "onnxruntime":
-        raise InputError("the onnxruntime engine runs on the CPU: use --engine torch for a GPU")
+    if wants_gpu and engine in CPU_ONLY:
+        raise InputError(f"the {engine} engine runs on the CPU: use --engine torch for a GPU")
     if not (wants_gpu or device in ("auto", "cpu")):
         raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N")
-    if engine == "onnxruntime":
-        return Choice("onnxruntime", "cpu", "asked for")
-    if engine == "torch":
-        return Choice("torch", _torch_device(device), "asked for")
-    if _torch_device(device) != "cpu":
-        return Choice("torch", _torch_device(device), "there is a GPU")
+    device = "cpu" if engine in CPU_ONLY else _torch_device(device)
+    if engine == "tensorrt":
+        import_tensorrt()
+        if device == "cpu":
+            raise InputError("the tensorrt engine needs an NVIDIA GPU: use --engine onnxruntime for a CPU")
+    if engine != "auto":
+        return Choice(engine, device, "asked for")
+    if device != "cpu":
+        if importlib.util.find_spec("tensorrt"):
+            return Choice("tensorrt", device, "there is a GPU with TensorRT")
+        return Choice("torch", device, "there is a GPU")
     if graph_path(checkpoint_path(checkpoint)).is_file():
         return Choice("onnxruntime", "cpu", "faster than torch on a CPU")
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
@@ -126,34 +195,41 @@ def make_engine(
 ) -> Engine:
     """The engine for a checkpoint (a path, or shipped weights by name).
 
-    engine: "auto" is torch on a GPU if there is one, else ONNX Runtime if a graph can be had, else torch.
-    device: "auto", "cpu", "cuda", "cuda:N". threads: of the CPU, all by default.
+    engine: one of `ENGINES`; "auto" is, on a GPU, TensorRT if it is installed and torch if not; on a CPU, ONNX
+    Runtime if a graph can be had and torch if not. What auto chose and cannot be made is replaced by torch, with one
+    line. device: "auto", "cpu", "cuda", "cuda:N". threads: of the CPU, all by default.
 
     Raises:
         InputError: a bad checkpoint (see `load_checkpoint`), or an engine or device that cannot be had.
     """
     choice = choose_engine(checkpoint, engine, device)
-    if choice.engine == "onnxruntime":
+    path = checkpoint_path(checkpoint)
+    if choice.engine in (*CPU_ONLY, "tensorrt"):
         try:
-            return _described(_onnx_engine(checkpoint_path(checkpoint), threads), choice)
-        except Exception as error:  # exporters fail in many ways, and torch can do it too
+            if choice.engine == "tensorrt":
+                return _described(_tensorrt_engine(path, choice.device), choice)
+            kind = OnnxEngine if choice.engine == "onnxruntime" else OpenVinoEngine
+            return _described(_graph_engine(path, kind, threads), choice)
+        except Exception as error:  # exporters and builders fail in many ways, and torch can do it too
             if engine != "auto":
                 raise
-            choice = Choice("torch", "cpu", f"ONNX Runtime cannot be used: {error}")
-    made = TorchEngine(load_checkpoint(checkpoint), choice.device, threads)
-    if engine == "auto" and choice.device == "cpu":
-        log.warning("Engine: torch on the CPU, %s", choice.reason)
-    return _described(made, choice)
+            name = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}[choice.engine]
+            choice = Choice("torch", choice.device, f"{name} cannot be used: {str(error).splitlines()[0]}")
+            log.warning("Engine: torch on %s, %s", choice.device, choice.reason)
+    elif engine == "auto" and choice.device == "cpu":
+        log.warning("Engine: torch on cpu, %s", choice.reason)
+    made = CompiledEngine if choice.engine == "compiled" else TorchEngine
+    return _described(made(load_checkpoint(checkpoint), choice.device, threads), choice)
 
 
-def _described(engine: TorchEngine | OnnxEngine, choice: Choice) -> Engine:
+def _described(engine: Engine, choice: Choice) -> Engine:
     engine.description += f" ({choice.reason})"
     return engine
 
 
-def graph_path(checkpoint: Path) -> Path:
-    """Where the cache keeps the graph of a checkpoint: named by the content of all that determines it."""
-    digest = hashlib.sha256(version("torch").encode())
+def graph_path(checkpoint: Path, attention: str = "tiles", precision: str = "float32") -> Path:
+    """Where the cache keeps a graph of a checkpoint, see `export_onnx`: named by the content of all its causes."""
+    digest = hashlib.sha256(f"{version('torch')} {attention} {precision}".encode())
     package = Path(__file__).parents[1]
     sources = [Path(__file__).with_name("export.py")]
     for room in ("nn", "body", "geometry"):
@@ -163,19 +239,34 @@ def graph_path(checkpoint: Path) -> Path:
     return cache_folder() / "graphs" / f"{checkpoint.stem}-{digest.hexdigest()[:16]}.onnx"
 
 
-def _onnx_engine(checkpoint: Path, threads: int | None) -> OnnxEngine:
+def cached_graph(checkpoint: Path, attention: str = "tiles", precision: str = "float32", anew: bool = False) -> Path:
+    """The graph of a checkpoint, exported if it is not in the cache or `anew`. Errors: `InputError`, exporting."""
     read_checkpoint_info(checkpoint).body()
-    graph = graph_path(checkpoint)
-    if graph.is_file():
-        try:
-            return OnnxEngine(graph, threads)
-        except InputError:
-            log.warning("The cached graph %s is damaged: exporting it again", graph)
-    log.info("Exporting %s for ONNX Runtime, once; this takes about a minute", checkpoint.name)
-    start = time.monotonic()
-    export_onnx(load_checkpoint(checkpoint), graph)
-    log.info("Exported in %.0f s to %s", time.monotonic() - start, graph)
-    return OnnxEngine(graph, threads)
+    graph = graph_path(checkpoint, attention, precision)
+    if anew or not graph.is_file():
+        log.info("Exporting %s, once; this takes about a minute", checkpoint.name)
+        start = time.monotonic()
+        export_onnx(load_checkpoint(checkpoint), graph, attention, precision)
+        log.info("Exported in %.0f s to %s", time.monotonic() - start, graph)
+    return graph
+
+
+def _graph_engine(checkpoint: Path, kind: type[OnnxEngine] | type[OpenVinoEngine], threads: int | None) -> Engine:
+    graph = cached_graph(checkpoint)
+    try:
+        return kind(graph, threads)
+    except InputError:
+        log.warning("The cached graph %s is damaged: exporting it again", graph)
+    return kind(cached_graph(checkpoint, anew=True), threads)
+
+
+def _tensorrt_engine(checkpoint: Path, device: str) -> TensorRtEngine:
+    """Checked against torch before its first use, whatever the cache holds."""
+    graph = cached_graph(checkpoint, "auto", TENSORRT_PRECISION)
+    model = load_checkpoint(checkpoint)
+    engine = load_or_build(graph, int(model.backbone.image_size), device, TENSORRT_PRECISION)
+    check_parity(engine, TorchEngine(model, device), TENSORRT_PRECISION)
+    return engine
 
 
 def _torch_device(device: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,32 +18,56 @@ from deformer_core.body.assets import load_body
 from deformer_core.body.topology import LEVELS
 from deformer_core.errors import InputError
 from deformer_core.files import replace_file
+from deformer_core.nn.backbones import BackboneOutput
 from deformer_core.nn.deformer import DeFormer
 
 OPSET = 18
 INPUTS = ("crops", "box")
 METADATA_KEY = "deformer"
-FORBIDDEN = {"GridSample", "If", "Loop", "Scan"}
-"""Operators that some inference engines get wrong or refuse: sampling is written as gathers instead."""
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PORTABLE = frozenset(
+    (
+        "Add And ArgMax AveragePool Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose Div Einsum Equal Erf "
+        "Exp Expand Floor Gather "
+        "GatherElements GatherND Gelu Gemm Greater GreaterOrEqual Identity InstanceNormalization LayerNormalization "
+        "Less LessOrEqual Log MatMul Max MaxPool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceL2 ReduceMax "
+        "ReduceMean ReduceMin ReduceSum Relu Reshape Resize Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh "
+        "Tile TopK Transpose Unsqueeze Where"
+    ).split()
+)
+"""Operators a graph may have: of those that TensorRT's parser documents (onnx-tensorrt, docs/operators.md of 10.15),
+the plain ones. Not GridSample, which parsers are known to get wrong, nor control flow; sampling is gathers instead."""
 
 
 class ExportModel(nn.Module):
-    """The model with its image normalisation, as engines call it."""
+    """The model with its image normalisation, as engines call it.
 
-    def __init__(self, model: DeFormer):
+    precision: a key of `PRECISIONS`, of the backbone alone: most of the arithmetic, and none of the geometry.
+    """
+
+    def __init__(self, model: DeFormer, precision: str = "float32"):
         super().__init__()
         self.model = model
+        self.dtype = PRECISIONS[precision]
+        model.backbone.to(self.dtype)
         levels = LEVELS[LEVELS.index(model.config.query_level) :]
         self.outputs = (*(f"vertices_{level}" for level in levels), "joints", "camera", "keypoints")
 
     def forward(self, crops: Tensor, box: Tensor) -> tuple[Tensor, ...]:
         """crops (B, H, W, 3) uint8 RGB, box (B, 3) float32. Returns the tensors named in `outputs`, float32."""
-        result = self.model(crops.permute(0, 3, 1, 2).float(), box)
+        # Cast first: inference engines take bytes as an input, and no operator but this takes bytes.
+        images = crops.to(self.dtype).permute(0, 3, 1, 2)
+        maps, pooled, keypoints = self.model.backbone(images)[:3]
+        seen = BackboneOutput(tuple(level.float() for level in maps), pooled.float(), keypoints.float())
+        result: dict[str, Any] = self.model.decode(seen, box)
         return tuple(result[name] for name in self.outputs)
 
 
-def export_onnx(model: DeFormer, path: Path) -> None:
+def export_onnx(model: DeFormer, path: Path, attention: str = "tiles", precision: str = "float32") -> None:
     """Write the model on the CPU as ONNX, opset 18, any batch size; whole or not at all.
+
+    attention: how self-attention is written, see `DeFormerConfig`: tiles are faster on a CPU, "auto" on a GPU.
+    precision: see `ExportModel`.
 
     Raises:
         InputError: onnx or onnxscript are not installed, or the folder cannot be written.
@@ -54,12 +79,12 @@ def export_onnx(model: DeFormer, path: Path) -> None:
         raise InputError(f"exporting to ONNX needs {error.name}: pip install 'deformer[export]'") from error
     size = model.backbone.image_size
     body = load_body(model.config.body)
-    exported = DeFormer(replace(model.config, sampling="gather"), body)
+    exported = DeFormer(replace(model.config, sampling="gather", attention=attention), body)
     exported.load_state_dict(model.state_dict())
     crops = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     box = torch.tensor([[0.0, 0.0, 0.2], [0.1, -0.1, 0.3]])
     batch = torch.export.Dim("batch", min=1, max=1024)
-    module = ExportModel(exported).eval()
+    module = ExportModel(exported, precision).eval()
     with _quiet(), torch.no_grad():
         # Exported here and not by torch.onnx, which on a difficulty falls back to a fixed batch without a word.
         shapes = {"crops": {0: batch}, "box": {0: batch}}
@@ -82,15 +107,15 @@ def export_onnx(model: DeFormer, path: Path) -> None:
 
 
 def check_graph(graph: object) -> None:
-    """Check an `onnx.ModelProto`: valid, one standard domain of the right opset, none of `FORBIDDEN`."""
+    """Check an `onnx.ModelProto`: valid, one standard domain of the right opset, operators out of `PORTABLE`."""
     import onnx
 
     assert isinstance(graph, onnx.ModelProto)
     onnx.checker.check_model(graph)
     used = {node.op_type for node in graph.graph.node} | {n.op_type for f in graph.functions for n in f.node}
     opsets = {entry.domain: entry.version for entry in graph.opset_import}
-    if used & FORBIDDEN or opsets.get("", 0) != OPSET or set(opsets) - {""}:
-        raise RuntimeError(f"the exported graph is not portable: operators {sorted(used & FORBIDDEN)}, opsets {opsets}")
+    if used - PORTABLE or opsets.get("", 0) != OPSET or set(opsets) - {""}:
+        raise RuntimeError(f"the exported graph is not portable: operators {sorted(used - PORTABLE)}, opsets {opsets}")
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""Who runs backward and the optimiser: plain PyTorch, or DeepSpeed. Both give the same numbers."""
+"""Who runs backward and the optimiser: plain PyTorch here, or DeepSpeed. Both give the same numbers."""
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +17,11 @@ from deformer_core.training.settings import OptimizerConfig
 
 ENGINES = ("plain", "deepspeed")
 ParameterGroup = dict[str, Any]
+Weights = dict[str, Tensor]
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[ParameterGroup]:
-    """Groups for AdamW, each with its `rate`, a factor on the learning rate; a part of rate 0 is frozen.
+    """Groups for AdamW, each with its `rate`, a factor on the learning rate; a part of rate 0 is frozen here.
 
     The parts are the model's children `regressor`, `backbone`, and the rest. Only matrices decay.
     """
@@ -27,8 +30,9 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Paramet
     for name, parameter in module.named_parameters():
         part = next((part for part in rates if part in name.split(".")[:2]), "")
         rate = rates.get(part, 1.0)
-        parameter.requires_grad_(rate > 0)
         if rate <= 0:
+            parameter.requires_grad_(False)
+        if not parameter.requires_grad:
             continue
         decay = config.weight_decay if parameter.ndim > 1 and not name.endswith("tokens") else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "rate": rate, "weight_decay": decay})
@@ -37,7 +41,11 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Paramet
 
 
 class Engine(ABC):
-    """Steps a module whose forward returns the losses. Use: `engine(batches)`, `backward(total)`, `step(rate)`."""
+    """Steps a module whose forward returns the losses, in this process's share of all processes.
+
+    A step: for each of `accumulation` parts `engine(batches, counts)` and `backward(total)`, then `step(rate)`. The
+    gradient is the mean over parts and processes.
+    """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -55,12 +63,48 @@ class Engine(ABC):
         The plain engine does not update on a gradient that is not finite.
         """
 
-    def state(self) -> dict[str, Any]:
-        """The optimiser's state, for `load`."""
-        return self.optimizer.state_dict()
+    def weights(self) -> Weights:
+        """What this process holds of each trained parameter of the module's `model`, by name."""
+        model = self.module.model
+        assert isinstance(model, nn.Module)
+        return {name: self._own(p) for name, p in model.named_parameters() if p.requires_grad}
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+    def _own(self, parameter: Tensor) -> Tensor:
+        return parameter
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Context in which every process has all parameters whole, to be read. Every process must enter it."""
+        yield
+
+    @contextmanager
+    def swapped(self, weights: Weights) -> Iterator[None]:
+        """Context in which the model has other values of `weights()`. Every process must enter it."""
+        own = self.weights()
+        self._swap(own, weights)
+        try:
+            yield
+        finally:
+            self._swap(own, weights)
+
+    def _swap(self, own: Weights, weights: Weights) -> None:
+        for name, value in weights.items():
+            own[name].data, value.data = value.data, own[name].data
+
+    @abstractmethod
+    def save(self, folder: Path, step: int, average: Weights) -> dict[str, Any]:
+        """Keep model, average and optimiser; returns what `load` needs of it, for rank 0 to write.
+
+        Every process must call it; what cannot be in one file goes into the folder.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, state: dict[str, Any]) -> Weights:
+        """Go on from what `save` kept; returns the average."""
+
+    def forget_others(self, folder: Path, state: dict[str, Any]) -> None:
+        """Delete what earlier calls of `save` put into the folder. Rank 0 only."""
+        return None
 
     def _set_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -68,62 +112,52 @@ class Engine(ABC):
 
 
 class PlainEngine(Engine):
-    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
-        self.module, self.config = module, config
+    """PyTorch alone. Several processes add up their gradients after backward."""
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig, accumulation: int = 1) -> None:
+        self.module, self.config, self.accumulation = module, config, accumulation
         self.optimizer = torch.optim.AdamW(parameter_groups(module, config), lr=config.learning_rate)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         return self.module(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        (loss / self.accumulation).backward()
 
     def step(self, learning_rate: float) -> float:
         self._set_rate(learning_rate)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        self._average_gradients()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         if torch.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
+    def _average_gradients(self) -> None:
+        """Over processes, in one message: gradients one after the other, and whether there is one."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        used = torch.tensor([p.grad is not None for p in self.parameters], device=self.parameters[0].device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = torch.cat([used.float(), *(gradient.flatten() for gradient in gradients)])
+        dist.all_reduce(flat)
+        anywhere, *parts = flat.split([len(used), *(p.numel() for p in self.parameters)])
+        for parameter, mean, count in zip(self.parameters, parts, anywhere.tolist(), strict=True):
+            # A parameter that nobody used keeps no gradient, as with one process: its weight must not decay.
+            parameter.grad = (mean / dist.get_world_size()).view_as(parameter) if count else None
 
-class DeepSpeedEngine(Engine):
-    """DeepSpeed around the same AdamW object: its own JSON "AdamW" would compile a CUDA kernel first."""
+    def save(self, folder: Path, step: int, average: Weights) -> dict[str, Any]:
+        model = self.module.model
+        assert isinstance(model, nn.Module)
+        return {"model": model.state_dict(), "average": average, "optimizer": self.optimizer.state_dict()}
 
-    def __init__(
-        self, module: nn.Module, config: OptimizerConfig, batch_size: int, extra: dict[str, Any] | None = None
-    ) -> None:
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise InputError("--engine deepspeed needs DeepSpeed: pip install 'deformer[train]'.") from error
-        # On CPUs it would first compile a shared-memory all-reduce, for minutes; gloo does the same.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if "RANK" not in os.environ:
-            # Not started by a launcher: a group of one, without the network.
-            os.environ.setdefault("LOCAL_RANK", "0")
-            if not dist.is_initialized():
-                backend = "nccl" if torch.cuda.is_available() else "gloo"
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        optimizer = torch.optim.AdamW(parameter_groups(module, config), lr=config.learning_rate)
-        settings = {
-            "train_micro_batch_size_per_gpu": batch_size,
-            "gradient_clipping": config.clip,
-            "zero_allow_untested_optimizer": True,
-            **(extra or {}),
-        }
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        self.module = self.engine.module
-
-    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
-        return self.engine(*inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss)
-
-    def step(self, learning_rate: float) -> float | None:
-        self._set_rate(learning_rate)
-        self.engine.step()
-        norm = self.engine.get_global_grad_norm()  # None without ZeRO or 16 bits
-        return None if norm is None else float(norm)
+    def load(self, folder: Path, state: dict[str, Any]) -> Weights:
+        if "model" not in state:
+            raise InputError(f"the run in {folder} was made with DeepSpeed: resume with --engine deepspeed")
+        model = self.module.model
+        assert isinstance(model, nn.Module)
+        model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        device = self.parameters[0].device
+        return {name: value.to(device) for name, value in state["average"].items()}

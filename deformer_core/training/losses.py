@@ -21,6 +21,8 @@ from deformer_core.data.sample import Batch, pose_labels
 from deformer_core.geometry.camera import project_crop
 
 Outputs = dict[str, Any]
+Counts = dict[str, Tensor]
+"""Scalars by kind of label: see `count_labels`."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,48 @@ class LossConfig:
     """Mean square of the shape, people without 3D labels."""
     pose_prior: float = 0.05
     """Mean square of rotations' distance from the data's mean over the data's variance, people without 3D labels."""
+    backbone_keypoints: float = 0.3
+    """`Backbone.keypoint_loss`, where the backbone learns."""
     earlier_layers: float = 0.3
     """Weight of every layer but the last, which has 1."""
+
+
+def label_masks(batch: Batch) -> dict[str, Tensor]:
+    """Who has which kind of label, (B,) of 0 and 1 each. Every term is a mean over the people of one of them."""
+    has_3d = batch["has_3d"]
+    in_2d = (batch["uv_weight"].sum(1) > 0).to(has_3d)
+    return {
+        "mesh": batch["has_mesh"],
+        "camera": batch["has_camera"],
+        "3d": has_3d,
+        "flat": 1 - has_3d,
+        "2d": in_2d,
+        "2d_of_3d": in_2d * has_3d,
+        "2d_alone": in_2d * (1 - has_3d),
+    }
+
+
+def count_labels(batch: Batch) -> Counts:
+    """How many people have each kind of label, and how many there are ("people").
+
+    Where a step's people are spread over parts, the sums of all parts' counts over the number of parts make the mean
+    of the parts' losses the loss of the whole, however the labels are spread.
+    """
+    masks = label_masks(batch)
+    return {"people": batch["has_3d"].new_tensor(len(batch["box"]))} | {name: m.sum() for name, m in masks.items()}
+
+
+class LabelledMean:
+    """`mean(per_person, kind)` over the people of a batch who have a kind of label, zero if nobody has it."""
+
+    def __init__(self, batch: Batch, counts: Counts | None = None) -> None:
+        """counts: to divide by, in place of the batch's own."""
+        self.masks = label_masks(batch)
+        self.counts = counts or count_labels(batch)
+
+    def __call__(self, per_person: Tensor, kind: str) -> Tensor:
+        count = self.counts[kind]
+        return (per_person * self.masks[kind]).sum() / torch.where(count > 0, count, 1)
 
 
 @dataclass(frozen=True)
@@ -107,62 +149,58 @@ class DeFormerLoss(nn.Module):
     def _constant(self, name: str, value: np.ndarray) -> None:
         self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
-    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, outputs: Outputs, batch: Batch, counts: Counts | None = None) -> dict[str, Tensor]:
         """Scalars by name, weights applied, and their sum "total".
 
         outputs: "layers", a list of dicts with `vertices_<level>` (B, V, 3), `camera` (B, 3) and, where a layer has
         them, `joints` (tokens, B, J, 3), `rotations` (B, R, 3, 3), `shape` (B, S); further `joints` and
         `vertices_<level>` of the final meshes, if any. batch: see `data.sample`; meshes are posed from the labels here.
-        Each name is summed over the layers, weighted by `earlier_layers`.
+        Each name is summed over the layers, weighted by `earlier_layers`. counts: see `LabelledMean`.
         """
+        mean = LabelledMean(batch, counts)
         is_final = any(f"vertices_{finer}" in outputs for finer in self.finer)
         batch = pose_labels(batch, self.body_of_all_levels if is_final else self.body)
         total: dict[str, Tensor] = {}
         layers = outputs["layers"]
         for number, layer in enumerate(layers):
             share = 1.0 if number == len(layers) - 1 else self.config.earlier_layers
-            _add(total, self._layer(layer, batch), share)
-        _add(total, self._final(outputs, batch), 1.0)
+            _add(total, self._layer(layer, batch, mean), share)
+        _add(total, self._final(outputs, batch, mean), 1.0)
         weighted = {name: value * getattr(self.config, name) for name, value in total.items()}
         return weighted | {"total": torch.stack(list(weighted.values())).sum()}
 
-    def _layer(self, layer: Outputs, batch: Batch) -> dict[str, Tensor]:
+    def _layer(self, layer: Outputs, batch: Batch, mean: LabelledMean) -> dict[str, Tensor]:
         vertices, camera = layer[f"vertices_{self.level}"], layer["camera"]
         mesh_joints = self.regressor @ vertices
         terms = {
-            "joints_mesh": _joint_error(mesh_joints, batch),
-            "camera": masked_mean(_camera_error(camera, batch["camera"]), batch["has_camera"]),
+            "joints_mesh": mean(_joint_error(mesh_joints, batch), "3d"),
+            "camera": mean(_camera_error(camera, batch["camera"]), "camera"),
         }
-        terms |= self._mesh_terms(vertices, batch[f"vertices_{self.level}"], batch["has_mesh"])
-        _add(terms, self._reprojection(mesh_joints, camera, batch), 1.0)
+        terms |= self._mesh_terms(vertices, batch[f"vertices_{self.level}"], mean)
+        _add(terms, self._reprojection(mesh_joints, camera, batch, mean), 1.0)
         if "joints" in layer:
-            terms["joints"] = _joint_error(layer["joints"], batch)
-            _add(terms, self._reprojection(layer["joints"], camera, batch), 1.0)
+            terms["joints"] = mean(_joint_error(layer["joints"], batch), "3d")
+            _add(terms, self._reprojection(layer["joints"], camera, batch, mean), 1.0)
         if "rotations" in layer:
-            terms |= self._rig_terms(layer["rotations"], layer["shape"], batch)
+            terms |= self._rig_terms(layer["rotations"], layer["shape"], batch, mean)
         return terms
 
-    def _final(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+    def _final(self, outputs: Outputs, batch: Batch, mean: LabelledMean) -> dict[str, Tensor]:
         terms = {}
         for level in self.finer:
             key = f"vertices_{level}"
             if key in outputs:
-                terms[key] = masked_mean(_l1(outputs[key], batch[key]), batch["has_mesh"])
+                terms[key] = mean(_l1(outputs[key], batch[key]), "mesh")
         if "vertices_full" in outputs:
-            terms["joints_mesh"] = _joint_error(outputs["joints"], batch)
-            _add(terms, self._reprojection(outputs["joints"], outputs["camera"], batch), 1.0)
+            terms["joints_mesh"] = mean(_joint_error(outputs["joints"], batch), "3d")
+            _add(terms, self._reprojection(outputs["joints"], outputs["camera"], batch, mean), 1.0)
         return terms
 
-    def _reprojection(self, joints: Tensor, camera: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _reprojection(self, joints: Tensor, camera: Tensor, batch: Batch, mean: LabelledMean) -> dict[str, Tensor]:
         distance = (project_crop(joints, camera, batch["box"]) - batch["uv"]).abs().clamp(max=self.config.uv_clamp)
         weight = batch["uv_weight"]
         per_person = (distance.sum(-1) * weight).sum(1) / (2 * weight.sum(1)).clamp(min=1e-6)
-        labelled = (weight.sum(1) > 0).to(weight)
-        has_3d = batch["has_3d"]
-        return {
-            "uv": masked_mean(per_person, labelled * has_3d),
-            "uv_only": masked_mean(per_person, labelled * (1 - has_3d)),
-        }
+        return {"uv": mean(per_person, "2d_of_3d"), "uv_only": mean(per_person, "2d_alone")}
 
     def _edge_vectors(self, vertices: Tensor) -> Tensor:
         """(B, V, 3) to (E, B, 3). Rows of vertices first: a gather whose backward is then quick on a CPU."""
@@ -170,8 +208,8 @@ class DeFormerLoss(nn.Module):
         vectors = rows.index_select(0, self.edges[:, 1]) - rows.index_select(0, self.edges[:, 0])
         return vectors.unflatten(1, (-1, 3))
 
-    def _mesh_terms(self, vertices: Tensor, true: Tensor, has_mesh: Tensor) -> dict[str, Tensor]:
-        terms = {"vertices": masked_mean(_l1(vertices, true), has_mesh)}
+    def _mesh_terms(self, vertices: Tensor, true: Tensor, mean: LabelledMean) -> dict[str, Tensor]:
+        terms = {"vertices": mean(_l1(vertices, true), "mesh")}
         if self.config.edges <= 0 and self.config.normals <= 0:
             return terms
         vectors = self._edge_vectors(vertices)
@@ -183,16 +221,15 @@ class DeFormerLoss(nn.Module):
         normals = nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1)  # (F, B, 3)
         first, second = ((directions * normals[self.edge_faces[:, side]]).sum(-1).abs() for side in (0, 1))
         sines = (first + second).mean(0) / 2
-        return terms | {"edges": masked_mean(error, has_mesh), "normals": masked_mean(sines, has_mesh)}
+        return terms | {"edges": mean(error, "mesh"), "normals": mean(sines, "mesh")}
 
-    def _rig_terms(self, rotations: Tensor, shape: Tensor, batch: Batch) -> dict[str, Tensor]:
-        has_mesh, without = batch["has_mesh"], 1 - batch["has_3d"]
+    def _rig_terms(self, rotations: Tensor, shape: Tensor, batch: Batch, mean: LabelledMean) -> dict[str, Tensor]:
         strangeness = ((rotations[:, 1:] - self.pose_mean) ** 2).sum((2, 3)) / self.pose_variance
         return {
-            "rotations": masked_mean((rotations - batch["rotations"]).abs().mean((1, 2, 3)), has_mesh),
-            "shape": masked_mean((shape - batch["shape"]).abs().mean(1), has_mesh),
-            "shape_prior": masked_mean((shape**2).mean(1), without),
-            "pose_prior": masked_mean(strangeness.mean(1), without),
+            "rotations": mean((rotations - batch["rotations"]).abs().mean((1, 2, 3)), "mesh"),
+            "shape": mean((shape - batch["shape"]).abs().mean(1), "mesh"),
+            "shape_prior": mean((shape**2).mean(1), "flat"),
+            "pose_prior": mean(strangeness.mean(1), "flat"),
         }
 
 
@@ -206,20 +243,14 @@ def faces_of_edges(edges: NDArray[np.int32], faces: NDArray[np.int32]) -> NDArra
     return np.array([(at[0], at[-1]) for at in found], np.int64)
 
 
-def masked_mean(per_person: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the people whose mask is 1, zero if there are none. (B,), (B,) to a scalar."""
-    return (per_person * mask).sum() / mask.sum().clamp(min=1)
-
-
 def _l1(predicted: Tensor, true: Tensor) -> Tensor:
     return (predicted - true).abs().mean((1, 2))
 
 
 def _joint_error(predicted: Tensor, batch: Batch) -> Tensor:
-    """A scalar: L1 over the joints that each person has a 3D label of."""
+    """(B,): L1 over the joints that each person has a 3D label of."""
     weight = batch["joints_weight"]
-    error = ((predicted - batch["joints"]).abs().mean(-1) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
-    return masked_mean(error, batch["has_3d"])
+    return ((predicted - batch["joints"]).abs().mean(-1) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
 
 
 def _camera_error(camera: Tensor, true: Tensor) -> Tensor:

@@ -6,10 +6,9 @@ people at once: a mean of batch means would depend on the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from deformer_core.geometry.procrustes import similarity_align
@@ -27,20 +26,61 @@ EVALUATED = ("nose", *(f"{side}_{joint}" for joint in _PAIRED for side in ("left
 """The 13 of our joints that are nearest to the field's J14; the other eyes, ears and feet would dilute its figures."""
 
 
+PCK_3D_LIMIT = 150.0
+"""Millimetres: the limit of 3DPCK, and the end of the limits that its AUC averages over (MPI-INF-3DHP, 3DV 2017)."""
+AUC_STEP = 5.0
+"""Millimetres."""
+
+
 def mpjpe(predicted: FloatArray, true: FloatArray) -> FloatArray:
     """Mean distance of corresponding points per person: MPJPE of joints, PVE (MVE) of vertices. (N, J, 3) to (N,)."""
-    return np.linalg.norm(predicted - true, axis=-1).mean(-1)
+    return joint_errors(predicted, true).mean(-1)
 
 
 def pa_mpjpe(predicted: FloatArray, true: FloatArray) -> FloatArray:
-    """`mpjpe` after the best rotation, uniform scale and translation (Procrustes). (N, J, 3) to (N,).
+    """`mpjpe` after `procrustes`. (N, J, 3) to (N,)."""
+    return mpjpe(procrustes(predicted, true), true)
+
+
+def procrustes(predicted: FloatArray, true: FloatArray) -> FloatArray:
+    """The prediction after the best rotation, uniform scale and translation. (N, J, 3) to (N, J, 3) float64.
 
     Reflections are not allowed, so a mirrored prediction stays wrong. A prediction whose points all coincide
     is moved to the mean of the true points; its error is then their mean distance from that mean.
     """
-    target = torch.from_numpy(np.asarray(true, np.float64))
-    aligned = similarity_align(torch.from_numpy(np.asarray(predicted, np.float64)), target)
-    return mpjpe(aligned.numpy(), target.numpy())
+    return similarity_align(np.asarray(predicted, np.float64), np.asarray(true, np.float64))
+
+
+def joint_errors(predicted: FloatArray, true: FloatArray) -> FloatArray:
+    """Distance of every pair of corresponding points. (N, J, 3) to (N, J)."""
+    return np.linalg.norm(predicted - true, axis=-1)
+
+
+def pck_3d(predicted: FloatArray, true: FloatArray, limit: float = PCK_3D_LIMIT) -> FloatArray:
+    """3DPCK: share of a person's joints at most `limit` millimetres off, 0..1. (N, J, 3) to (N,)."""
+    return (joint_errors(predicted, true) <= limit).mean(-1)
+
+
+def auc_3d(predicted: FloatArray, true: FloatArray) -> FloatArray:
+    """Mean of `pck_3d` over the limits 0, 5, ..., 150 mm: the area under its curve, 0..1. (N, J, 3) to (N,)."""
+    limits = np.arange(0, PCK_3D_LIMIT + AUC_STEP, AUC_STEP)
+    return (joint_errors(predicted, true)[..., None] <= limits).mean((1, 2))
+
+
+def per_joint(errors: FloatArray, names: Sequence[str]) -> dict[str, float]:
+    """Mean over people of `joint_errors` by joint. errors: (N, J)."""
+    return dict(zip(names, errors.mean(0).tolist(), strict=True))
+
+
+def per_group(errors: Mapping[str, FloatArray], groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Means of per-person figures by action or sequence: {group: {figure: mean, "people": number}}, groups sorted."""
+    labels = np.asarray(groups)
+    table: dict[str, dict[str, float]] = {}
+    for group in sorted(set(groups)):
+        rows = labels == group
+        means = {name: float(values[rows].mean()) for name, values in errors.items()}
+        table[group] = {**means, "people": int(rows.sum())}
+    return table
 
 
 def pck_hits(
@@ -97,6 +137,8 @@ def summarize_3d(
         "pa_mpjpe_mm": float(pa_mpjpe(body, true_body).mean()),
         "pa_mpjpe_all_mm": float(pa_mpjpe(joints, true_joints).mean()),
         "mpjpe_mm": float(mpjpe(body, true_body).mean()),
+        "pck_3d": float(pck_3d(body, true_body).mean()),
+        "auc_3d": float(auc_3d(body, true_body).mean()),
         "pve_mm": float(mpjpe(vertices, true_vertices).mean()),
         "limb_ratio": float(limb_length_ratio(joints, true_joints, names).mean()),
         "heading_deg": float(heading.mean()),

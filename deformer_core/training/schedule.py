@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 
+from deformer_core.training.settings import OptimizerConfig
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float = 0.01) -> float:
-    """Linear warm-up to `peak`, then a half cosine down to `floor * peak` at `steps` (and there after it)."""
+FLOOR = 0.01
+"""Of the cosine, in shares of the configured rate."""
+
+
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Linear warm-up to the configured rate, then as `OptimizerConfig.schedule` says; constant from `steps` on."""
+    peak, warmup = config.learning_rate, config.warmup
     if step < warmup:
         return peak * (step + 1) / warmup
+    if config.schedule == "step":
+        return peak * config.step_factor ** sum(step >= share * steps for share in config.step_at)
     share = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))
+    return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def ema_decay(step: int, decay: float) -> float:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deformer_core.config import load_config
+from deformer_core.data.stream import Augmentation, StreamSet
 from deformer_core.errors import InputError
 from deformer_core.nn.config import DeFormerConfig
 from deformer_core.training.lifting import LiftingConfig
 from deformer_core.training.losses import LossConfig
 
 Image = Literal["keypoints", "evidence", "maps"]
+SOURCES = ("poses", "rendered", "real", "streams")
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,31 @@ class CachedConfig:
 
 
 @dataclass(frozen=True)
+class StreamsConfig:
+    """People with images, streamed from tars (`pack.py`); the backbone runs in training."""
+
+    fraction: float = 0.0
+    """Of a batch."""
+    sets: tuple[StreamSet, ...] = ()
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    workers: int = 2
+    """Processes that read ahead, for each training process; 0: its own thread reads."""
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, linear warm-up, cosine."""
+    """AdamW, linear warm-up, then down as `schedule` says."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
     """On matrices; biases, norms and tokens have none."""
     warmup: int = 300
     """Steps."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """`cosine` down to a hundredth of the rate; `step`: times `step_factor` at each of `step_at`."""
+    step_at: tuple[float, ...] = (0.5,)
+    """Shares of all steps; none keeps the rate constant."""
+    step_factor: float = 0.1
     clip: float = 1.0
     """Greatest norm of the gradient."""
     ema: float = 0.999
@@ -63,6 +82,9 @@ class OptimizerConfig:
     """Factor on the learning rate of the initial regressor."""
     backbone_rate: float = 0.0
     """Factor for the backbone. 0 freezes it, and is the only value for cached features."""
+    backbone_statistics: bool = False
+    """Whether a trained backbone's batch normalisation (and dropout) is in training mode too. Off: it keeps the
+    statistics of its pretraining, which small batches would spoil."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +92,14 @@ class ValidationConfig:
     every: int = 1000
     """Steps."""
     poses: int = 1024
-    """Pose-only people of recordings never trained on; their PA-MPJPE chooses the best weights of stage regressor."""
+    """Pose-only people of recordings never trained on; their PA-MPJPE chooses the best weights of stage regressor.
+    Of Anny alone."""
     caches: tuple[str, ...] = ()
     """Feature folders never trained on; the mean PA-MPJPE of those with 3D labels chooses the best decoder."""
+    streams: tuple[str, ...] = ()
+    """The same of packed folders (`pack.py`), whose people are seen in plain crops."""
+    stream_people: int = 1000
+    """People of each of `streams` at most, evenly spread."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +108,16 @@ class TrainConfig:
 
     model: Literal["deformer", "lifting"] = "deformer"
     stage: Literal["regressor", "decoder"] = "regressor"
-    """`regressor` trains the initial regressor alone, on keypoints; `decoder` everything but the backbone."""
+    """`regressor` trains the initial regressor alone, on keypoints; `decoder` everything. The backbone learns in both
+    by `optimizer.backbone_rate`."""
     seed: int = 0
     steps: int = 20000
     batch_size: int = 256
+    """People of a step, over all processes and accumulated parts."""
+    accumulation: int = 1
+    """Parts of a process's people that go through the model one after the other, to save memory."""
     init: str | None = None
-    """Checkpoint to start from: the regressor stage's `model.safetensors`."""
+    """Checkpoint to start from: a file, such as the regressor stage's `model.safetensors`, or a shipped name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     """Of torch on the CPU; 0 leaves torch's own choice."""
@@ -102,21 +133,32 @@ class TrainConfig:
     poses: PosesConfig = field(default_factory=PosesConfig)
     rendered: CachedConfig = field(default_factory=CachedConfig)
     real: CachedConfig = field(default_factory=CachedConfig)
+    streams: StreamsConfig = field(default_factory=StreamsConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further entries of DeepSpeed's own configuration, for `--engine deepspeed`."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.log_every, self.validation.every) < 1:
-            raise InputError("steps, batch_size, log_every and validation.every must be 1 or more")
+        if min(self.steps, self.batch_size, self.accumulation, self.log_every, self.validation.every) < 1:
+            raise InputError("steps, batch_size, accumulation, log_every and validation.every must be 1 or more")
         counts = self.counts()
+        seen = {name: counts[name] for name in SOURCES if name != "poses" and counts[name]}
         if sum(counts.values()) == 0:
-            raise InputError("give one of poses, rendered and real a fraction above 0")
-        if self.stage == "decoder" and (self.model == "lifting" or not counts["rendered"] + counts["real"]):
-            raise InputError("stage decoder needs model deformer and a fraction of rendered or real people")
+            raise InputError("give one of poses, rendered, real and streams a fraction above 0")
+        if self.stage == "decoder" and (self.model == "lifting" or not seen):
+            raise InputError("stage decoder needs model deformer and a fraction of rendered, real or streams")
         for name in ("rendered", "real"):
             if counts[name] and not getattr(self, name).caches:
                 raise InputError(f"{name}.fraction is above 0: name feature folders under {name}.caches")
+        if counts["streams"] and not self.streams.sets:
+            raise InputError("streams.fraction is above 0: name packed folders under streams.sets")
+        if self.model == "lifting" and (counts["streams"] or self.validation.streams):
+            raise InputError("model lifting sees no images: leave out streams and validation.streams")
+        if self.optimizer.backbone_rate > 0 and (seen.keys() != {"streams"} or self.validation.caches):
+            raise InputError(
+                "optimizer.backbone_rate is above 0, but cached features are of the backbone as it was: train and "
+                "validate on streams instead of rendered, real and validation.caches"
+            )
 
     @property
     def image(self) -> Image:
@@ -127,7 +169,7 @@ class TrainConfig:
 
     def counts(self) -> dict[str, int]:
         """People of each source in every batch. The first source takes what rounding leaves."""
-        fractions = {name: getattr(self, name).fraction for name in ("poses", "rendered", "real")}
+        fractions = {name: getattr(self, name).fraction for name in SOURCES}
         whole = sum(fractions.values())
         if whole <= 0 or min(fractions.values()) < 0:
             return dict.fromkeys(fractions, 0)

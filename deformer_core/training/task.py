@@ -9,78 +9,127 @@ from torch import Tensor, nn
 
 from deformer_core.body.topology import BodyTopology
 from deformer_core.checkpoint import load_checkpoint
+from deformer_core.data.features import MAPS
 from deformer_core.data.sample import Batch
 from deformer_core.errors import InputError
-from deformer_core.nn.backbones import BackboneOutput, build_backbone
-from deformer_core.nn.deformer import DeFormer
+from deformer_core.nn.backbones import BackboneOutput
+from deformer_core.nn.deformer import DeFormer, configured_backbone
 from deformer_core.training.lifting import LiftingMLP, load_lifting
-from deformer_core.training.losses import DeFormerLoss, Outputs
+from deformer_core.training.losses import Counts, DeFormerLoss, LabelledMean, Outputs, count_labels
 from deformer_core.training.settings import TrainConfig
 from deformer_core.training.sources import Batches, features_of
 
+NUM_KEYPOINTS = 17
+
 
 class TrainingTask(nn.Module):
-    """forward(batches) gives the losses by name; `predict(part, batch)` the outputs for a part of the batches."""
+    """forward(batches) gives the losses by name; `predict(batch)` the outputs for one of its parts."""
 
     def __init__(self, config: TrainConfig, model: DeFormer | LiftingMLP, loss: DeFormerLoss) -> None:
         super().__init__()
         self.config, self.model, self.loss = config, model, loss
+        if isinstance(model, DeFormer) and config.stage == "regressor":
+            for unused in (model.decoder, model.recovery):
+                unused.requires_grad_(False)
 
-    def forward(self, batches: Batches) -> dict[str, Tensor]:
-        """Each part counts by its share of the people. Batches: see `sources.Batches`."""
-        people = {part: len(batch["box"]) for part, batch in batches.items()}
+    def forward(self, batches: Batches, counts: dict[str, Counts] | None = None) -> dict[str, Tensor]:
+        """Each part counts by its share of the people. batches: see `sources.Batches`.
+
+        counts: of every part, see `LabelledMean`; the batches' own by default.
+        """
+        counts = counts or {part: count_labels(batch) for part, batch in batches.items()}
+        everyone = torch.stack([count["people"] for count in counts.values()]).sum()
         losses: dict[str, Tensor] = {}
         for part, batch in batches.items():
-            share = people[part] / sum(people.values())
-            for name, value in self.loss(self.predict(part, batch), batch).items():
+            share = counts[part]["people"] / everyone
+            for name, value in self._losses(batch, counts[part]).items():
                 losses[name] = losses.get(name, torch.zeros_like(value)) + share * value
         return losses
 
-    def predict(self, part: str, batch: Batch) -> Outputs:
+    def _losses(self, batch: Batch, counts: Counts) -> dict[str, Tensor]:
+        features = self._see(batch)
+        losses = self.loss(self._reconstruct(batch, features), batch, counts)
+        weight = self.config.loss.backbone_keypoints
+        if features is None or not self._learns_to_see or weight <= 0:
+            return losses
+        uv, known = batch["uv"][:, :NUM_KEYPOINTS], batch["uv_weight"][:, :NUM_KEYPOINTS]
+        wrong = self.model.backbone.keypoint_loss(features, uv, known)  # type: ignore[operator, union-attr]
+        keypoints = weight * LabelledMean(batch, counts)(wrong, "2d")
+        return losses | {"backbone_keypoints": keypoints, "total": losses["total"] + keypoints}
+
+    def predict(self, batch: Batch) -> Outputs:
         """Outputs as `DeFormerLoss.forward` takes them, float32 whatever the precision."""
-        device = batch["box"].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            outputs = self._predict(part, batch)
+        return self._reconstruct(batch, self._see(batch))
+
+    def train(self, mode: bool = True) -> TrainingTask:
+        """A backbone keeps the statistics of its pretraining unless the configuration says otherwise."""
+        super().train(mode)
+        if isinstance(self.model, DeFormer) and not self.config.optimizer.backbone_statistics:
+            self.model.backbone.eval()
+        return self
+
+    @property
+    def _learns_to_see(self) -> bool:
+        return self.config.optimizer.backbone_rate > 0
+
+    def _autocast(self, batch: Batch) -> torch.autocast:
+        return torch.autocast(batch["box"].device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def _see(self, batch: Batch) -> BackboneOutput | None:
+        """What the backbone sees, or saw; None for people without an image."""
+        if "images" in batch:
+            assert isinstance(self.model, DeFormer)
+            with self._autocast(batch), torch.set_grad_enabled(self._learns_to_see and torch.is_grad_enabled()):
+                return self.model.backbone(batch["images"].permute(0, 3, 1, 2).float())
+        return features_of(batch) if MAPS[0] in batch else None
+
+    def _reconstruct(self, batch: Batch, features: BackboneOutput | None) -> Outputs:
+        with self._autocast(batch):
+            outputs = self._decode(batch, features)
         return _to_float(outputs)
 
-    def _predict(self, part: str, batch: Batch) -> Outputs:
-        keypoints, box = batch["keypoints"], batch["box"]
+    def _decode(self, batch: Batch, features: BackboneOutput | None) -> Outputs:
+        box = batch["box"]
         if isinstance(self.model, LiftingMLP):
-            return {"layers": [self.model(keypoints, box)]}
-        if self.config.stage == "decoder":
-            if part == "images":
-                return self.model.decode(features_of(batch), box)
-            if self.config.poses.decode:
-                return self.model.decode(BackboneOutput((), keypoints[:, 0], keypoints), box)  # type: ignore[arg-type]
+            return {"layers": [self.model(batch["keypoints"], box)]}
+        if self.config.stage == "decoder" and features is not None:
+            return self.model.decode(features, box)
+        if features is not None:
+            return {"layers": [self.model.regress(features, box)], "keypoints": features.keypoints}
+        keypoints = batch["keypoints"]
+        if self.config.stage == "decoder" and self.config.poses.decode:
+            return self.model.decode(BackboneOutput((), keypoints[:, 0], keypoints), box)  # type: ignore[arg-type]
         return {"layers": [self.model.regressor(keypoints, box, batch.get("pooled"), batch.get("evidence"))]}
 
 
-def build_model(config: TrainConfig, topology: BodyTopology) -> DeFormer | LiftingMLP:
-    """A fresh model on the pretrained backbone, its random weights drawn from the configuration's seed."""
+def build_model(config: TrainConfig, topology: BodyTopology, pretrained: bool = True) -> DeFormer | LiftingMLP:
+    """A fresh model, its random weights drawn from the configuration's seed; pretrained: its backbone is."""
     torch.manual_seed(config.seed)
     if config.model == "lifting":
         return LiftingMLP(config.lifting, topology)
-    return DeFormer(config.network, topology, build_backbone(config.network.backbone, pretrained=True))
+    return DeFormer(config.network, topology, configured_backbone(config.network, pretrained))
 
 
 def load_weights(model: DeFormer | LiftingMLP, path: Path) -> str:
     """Start from the weights of a model file; returns what was taken, in words.
 
-    A DeFormer whose configuration differs gives its regressor alone, which must fit.
+    A DeFormer whose configuration differs gives its regressor, which must fit, and its backbone if it is the same.
     Errors: `InputError` if it does not, or if the file is of another kind or body.
     """
-    source: nn.Module
-    target: nn.Module = model
-    taken = "all weights"
+    pairs: list[tuple[nn.Module, nn.Module]]
     if isinstance(model, LiftingMLP):
-        source = load_lifting(path, model.topology)
+        taken, pairs = "all weights", [(load_lifting(path, model.topology), model)]
     else:
         source = load_checkpoint(path)
+        taken, pairs = "all weights", [(source, model)]
         if source.config != model.config:
-            source, target = source.regressor, model.regressor
-            taken = "the regressor's weights alone, since the networks differ,"
+            taken, pairs = "the regressor's weights", [(source.regressor, model.regressor)]
+            if source.config.backbone == model.config.backbone:
+                taken, pairs = "the regressor's and backbone's weights", [*pairs, (source.backbone, model.backbone)]
+            taken += " alone, since the networks differ,"
     try:
-        target.load_state_dict(source.state_dict())
+        for given, target in pairs:
+            target.load_state_dict(given.state_dict())
     except RuntimeError as error:
         raise InputError(f"{path} is of another architecture than the configuration: {error}") from error
     return f"{taken} from {path}"

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,20 +132,6 @@ def test_bad_body_files_are_said(tmp_path: Path) -> None:
     broken.write_bytes(b"\x00" * 64)
     with pytest.raises(InputError, match="broken.safetensors"):
         read_body(broken)
-
-
-def test_reading_takes_under_100_ms() -> None:
-    """Best of five in a fresh process, so that neither this process' caches nor a busy machine decide."""
-    code = (
-        "import time; from deformer_core.body.assets import load_body, read_body, _SHIPPED\n"
-        "times = []\n"
-        "for _ in range(5):\n"
-        "    start = time.perf_counter(); read_body(_SHIPPED['anny']); times.append(time.perf_counter() - start)\n"
-        "print(min(times))"
-    )
-    seconds = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    print(f"{seconds * 1e3:.1f} ms")
-    assert seconds < 0.1
 
 
 def test_posing_equals_anny(body: BodyTopology, rng: np.random.Generator) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deformer_core.errors import InputError
-from deformer_core.nn.backbones import BACKBONES, Backbone, build_backbone
+from deformer_core.nn.backbones import MOVENETS, Backbone, build_backbone
 from training.tools.convert_movenet import convert, original_keypoints
 from training.tools.figure import CANVAS, JOINTS, draw_person
 from training.tools.tfjs import read_graph
@@ -21,7 +21,7 @@ PACKAGE = os.environ.get("DEFORMER_HUMAN_MODELS")
 SEED = 20
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=MOVENETS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -134,4 +134,4 @@ def test_bad_input_is_refused(backbone: Backbone) -> None:
     with pytest.raises(InputError, match="multiples of 32"):
         backbone(torch.zeros(1, 3, 100, 128))
     with pytest.raises(InputError, match="movenet_thunder"):
-        build_backbone("resnet50")
+        build_backbone("resnet9000")

@@ -87,7 +87,7 @@ def test_corrections(bag: Path, body: Any) -> None:
 
 def test_bags_without_people_say_what_to_do(tmp_path: Path, rng: np.random.Generator, body: Any) -> None:
     bag = write_bag(tmp_path / "in", StoragePlugin.MCAP, scene(walkers(1), rng))
-    with pytest.raises(InputError, match="0 topics of type HumanMeshArray: let the node"):
+    with pytest.raises(InputError, match="0 topics of type HumanMeshArray: record images"):
         open_dataset(f"recorded:{bag}", body)
     with pytest.raises(InputError, match="no topic /rear"):
         open_dataset(f"recorded:{bag}?images=/rear", body)

@@ -211,12 +211,9 @@ def test_ctrl_c_leaves_nothing(scene, checkpoint, photo):
     assert listing("out") == []
 
 
-def test_help_is_quick():
-    start = time.perf_counter()
+def test_help_loads_nothing_heavy():
     text = subprocess.run(command("run", "--help"), capture_output=True, text=True, check=True).stdout
-    seconds = time.perf_counter() - start
-    print(f"{seconds:.2f} s")
-    assert "--boxes" in text and seconds < 2  # about 0.1 s on an idle machine
+    assert "--boxes" in text
     loaded = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "deformer_core", "--help"],
         capture_output=True,

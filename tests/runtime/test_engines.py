@@ -6,10 +6,21 @@ import numpy as np
 import onnx
 import pytest
 
+from deformer_core.cli import ENGINES as OFFERED
 from deformer_core.errors import InputError
 from deformer_core.runtime import engines
-from deformer_core.runtime.engines import OnnxEngine, TorchEngine, choose_engine, graph_path, make_engine
-from deformer_core.runtime.export import check_graph
+from deformer_core.runtime.engines import (
+    BUCKETS,
+    ENGINES,
+    OnnxEngine,
+    TorchEngine,
+    choose_engine,
+    graph_path,
+    make_engine,
+    split_batch,
+)
+from deformer_core.runtime.export import PORTABLE, check_graph
+from deformer_core.runtime.parity import TOLERANCE, check_parity, difference
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +59,54 @@ def test_engines_agree(model, checkpoint, graph, rng, batch):
 
 def test_the_graph_is_portable(graph):
     check_graph(onnx.load(graph))
-    kinds = {node.op_type for node in onnx.load(graph).graph.node}
-    assert not kinds & {"GridSample", "If", "Loop"}
+    model = onnx.load(graph)
+    assert not PORTABLE & {"GridSample", "If", "Loop", "Scan"}
+    for value in model.graph.input:
+        assert value.type.tensor_type.shape.dim[0].dim_param  # any number of people
+    readers = {node.op_type for node in model.graph.node if "crops" in node.input}
+    assert readers <= {"Cast", "Shape"}  # TensorRT takes bytes as an input and casts them, no more
+    model.graph.node[0].op_type = "GridSample"
+    with pytest.raises((RuntimeError, onnx.checker.ValidationError)):
+        check_graph(model)
+
+
+def test_parity_on_the_shipped_photo(checkpoint, graph):
+    reference = make_engine(checkpoint, "torch", threads=1)
+    assert difference(OnnxEngine(graph, 1), reference) <= TOLERANCE["float32"]
+
+    def shifted(crops, box):
+        return {name: array + 0.001 for name, array in reference(crops, box).items()}
+
+    shifted.image_size, shifted.description = reference.image_size, "shifted"
+    with pytest.raises(InputError, match="shifted differs from torch by 1.00 mm"):
+        check_parity(shifted, reference)
+
+
+def test_openvino_agrees(model, checkpoint, graph, rng):
+    pytest.importorskip("openvino")
+    crops, box = random_input(rng, 2, 192)
+    ours, theirs = make_engine(checkpoint, "openvino", threads=1)(crops, box), TorchEngine(model)(crops, box)
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 9, 16, 17, 32, 45])
+def test_batches_are_filled_up_as_little_as_can_be(count):
+    sizes = split_batch(count)
+    assert set(sizes) <= set(BUCKETS) and sum(sizes) >= count
+    assert sum(sizes[:-1]) < count or not count
+    assert not sizes or sizes[-1] < 2 * max(count - sum(sizes[:-1]), 1)
+
+
+def test_the_command_line_offers_the_engines():
+    assert OFFERED == ENGINES
 
 
 def test_the_cached_graph_is_used_and_a_damaged_one_replaced(checkpoint, graph, monkeypatch, tmp_path, caplog):
     good = shutil.copy(graph, tmp_path / "good.onnx")
     exports = []
 
-    def export(_, path):  # the real export is tried above, and takes long
+    def export(_, path, *__):  # the real export is tried above, and takes long
         exports.append(path)
         shutil.copy(good, path)
 
@@ -87,7 +137,7 @@ def test_torch_where_a_graph_cannot_be_had(checkpoint, monkeypatch, tmp_path, ca
 def test_torch_where_the_cache_cannot_be_written(checkpoint, monkeypatch, tmp_path, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DEFORMER_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(engines, "export_onnx", lambda model, path: path.parent.mkdir(parents=True))
+    monkeypatch.setattr(engines, "export_onnx", lambda model, path, *_: path.parent.mkdir(parents=True))
     engine = make_engine(checkpoint)
     assert isinstance(engine, TorchEngine) and "ONNX Runtime cannot be used" in engine.description
     assert "cannot be used" in caplog.text
@@ -98,6 +148,7 @@ def test_what_cannot_be_had_is_told(checkpoint, tmp_path):
         ({"engine": "abacus"}, "unknown engine 'abacus'"),
         ({"device": "cuda:9"}, "no CUDA GPU|runs on the CPU"),
         ({"device": "quantum"}, "unknown device"),
+        ({"engine": "tensorrt"}, "pip install|NVIDIA GPU"),
     ):
         with pytest.raises(InputError, match=words):
             make_engine(checkpoint, **options)

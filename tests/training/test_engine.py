@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deformer_core.training.engine import DeepSpeedEngine, Engine, PlainEngine, parameter_groups
+from deformer_core.training.deepspeed_engine import DeepSpeedEngine
+from deformer_core.training.engine import Engine, PlainEngine, parameter_groups
 from deformer_core.training.settings import OptimizerConfig
 
 

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,13 @@ def trainer(*arguments: object) -> Trainer:
 
 def final(folder: Path) -> dict[str, Tensor]:
     state = load_state(folder / CHECKPOINT)
+    engine = state["engine"]
     optimizer = {
         f"{number}.{name}": value
-        for number, entries in state["optimizer"]["state"].items()
+        for number, entries in engine["optimizer"]["state"].items()
         for name, value in entries.items()
     }
-    return {**state["model"], **{f"average.{key}": value for key, value in state["average"].items()}, **optimizer}
+    return {**engine["model"], **{f"average.{key}": value for key, value in engine["average"].items()}, **optimizer}
 
 
 DECODER = ("model=deformer", "stage=decoder", "optimizer.regressor_rate=0.1", "steps=5")
@@ -47,10 +50,10 @@ def test_resume_after_a_kill_is_bit_for_bit(config: Path, extra: tuple[str, ...]
     part = trainer("--config", config, "--out", tmp_path / "part", f"save_every={save_every}", *extra)
     original = part._train_step
 
-    def dies(batch: Any) -> dict[str, float]:
+    def dies(*arguments: Any) -> Any:
         if part.step == killed:
             raise SystemError("killed")
-        return original(batch)
+        return original(*arguments)
 
     part._train_step = dies  # type: ignore[method-assign]
     with pytest.raises(SystemError):
@@ -86,21 +89,20 @@ def test_training_lowers_the_loss(config: Path, tmp_path: Path) -> None:
 
 def test_stops_on_a_loss_that_is_not_finite(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trainer("--config", config, "--out", tmp_path / "out")
-    original = run.mixture.__call__
+    turns = run.mixture.turns
 
-    class Poisoned:
-        def __call__(self, step: int) -> Any:
-            batches = original(step)
+    def poisoned(*steps: int) -> Any:
+        for step, batches in enumerate(turns(*steps)):
             if step == 3:
-                batches["images"]["camera"][0] = torch.nan
-            return batches
+                batches["features"]["camera"][0] = torch.nan
+            yield batches
 
-    run.mixture = Poisoned()  # type: ignore[assignment]
+    run.mixture.turns = poisoned  # type: ignore[method-assign]
     with pytest.raises(InputError, match="not_finite_3.pt") as caught:
         run.run()
     assert "nan" in str(caught.value) and "step 3" in str(caught.value)
     saved = torch.load(tmp_path / "out" / "not_finite_3.pt", weights_only=True)
-    assert saved["batch"]["images"]["camera"].isnan().any()
+    assert saved["batches"][0]["features"]["camera"].isnan().any()
     assert all(value.isfinite().all() for value in saved["model"].values())
 
 
@@ -111,19 +113,19 @@ def test_ctrl_c_saves(config: Path, tmp_path: Path) -> None:
     def interrupted(*arguments: Any) -> None:
         original(*arguments)
         if run.step == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     run._after_step = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    assert load_state(tmp_path / "out" / CHECKPOINT)["step"] == 3
+    assert load_state(tmp_path / "out" / CHECKPOINT)["step"] == 4
 
 
 def test_average_is_swapped_in_and_out(config: Path, tmp_path: Path) -> None:
     run = trainer("--config", config, "--out", tmp_path / "out", "steps=2")
     run.run()
     live = {name: p.detach().clone() for name, p in run.task.model.named_parameters()}
-    with run.averaged():
+    with run.engine.swapped(run.average):
         inside = {name: p.detach().clone() for name, p in run.task.model.named_parameters()}
     assert all(torch.equal(p, live[name]) for name, p in run.task.model.named_parameters())
     assert all(torch.equal(inside[name], run.average[name]) for name in inside)

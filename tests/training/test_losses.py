@@ -5,7 +5,15 @@ import torch
 from deformer_core.body.parametric import ParametricBody
 from deformer_core.body.topology import BodyTopology
 from deformer_core.data.sample import Batch, concatenate, pose_labels
-from deformer_core.training.losses import DeFormerLoss, LossConfig, Outputs, PosePrior, faces_of_edges, masked_mean
+from deformer_core.training.losses import (
+    DeFormerLoss,
+    LabelledMean,
+    LossConfig,
+    Outputs,
+    PosePrior,
+    count_labels,
+    faces_of_edges,
+)
 from tests.training.conftest import flat_only
 
 
@@ -72,7 +80,8 @@ def test_edges_and_normals_by_loops(body: BodyTopology, people: Batch, rng: np.r
     true = pose_labels(people, ParametricBody(body))["vertices_coarse"][:1].double()
     moved = true + torch.from_numpy(rng.normal(0, 0.01, true.shape))
     loss = DeFormerLoss(LossConfig(), body).double()
-    terms = loss._mesh_terms(moved, true, torch.ones(1))
+    first = {key: value[:1].double() for key, value in people.items()}
+    terms = loss._mesh_terms(moved, true, LabelledMean(first))
     t, m = true[0].numpy(), moved[0].numpy()
     lengths = [abs(np.linalg.norm(m[a] - m[b]) - np.linalg.norm(t[a] - t[b])) for a, b in mesh.edges]
     assert float(terms["edges"]) == pytest.approx(np.mean(lengths), rel=1e-6)
@@ -99,8 +108,8 @@ def test_pose_prior_is_least_at_the_mean(body: BodyTopology, people: Batch) -> N
     loss = DeFormerLoss(LossConfig(), body, PosePrior.of(rotations))
     batch = flat_only(people)
     mean = torch.from_numpy(rotations.mean(0)).expand_as(people["rotations"])
-    at_mean = loss._rig_terms(mean, people["shape"], batch)["pose_prior"]
-    typical = loss._rig_terms(people["rotations"], people["shape"], batch)["pose_prior"]
+    at_mean = loss._rig_terms(mean, people["shape"], batch, LabelledMean(batch))["pose_prior"]
+    typical = loss._rig_terms(people["rotations"], people["shape"], batch, LabelledMean(batch))["pose_prior"]
     assert float(at_mean) == pytest.approx(0, abs=1e-6) and float(typical) == pytest.approx(1, rel=0.05)
 
 
@@ -110,5 +119,29 @@ def test_faces_of_edges_at_a_border() -> None:
     assert faces_of_edges(edges, faces).tolist() == [[0, 0], [0, 0], [0, 1], [1, 1], [1, 1]]
 
 
-def test_masked_mean_of_nobody_is_zero() -> None:
-    assert float(masked_mean(torch.ones(3), torch.zeros(3))) == 0
+def test_mean_of_nobody_is_zero(people: Batch) -> None:
+    mean = LabelledMean(flat_only(people))
+    assert float(mean(torch.ones(6), "mesh")) == 0 and float(mean(torch.ones(6), "flat")) == 1
+
+
+@pytest.mark.parametrize("cuts", [(7,), (1, 2, 3)])
+def test_parts_with_the_mean_of_their_counts_make_the_whole(
+    body: BodyTopology, people: Batch, seed: int, cuts: tuple[int, ...]
+) -> None:
+    """However unevenly labels are spread over parts (the last has no 3D label at all)."""
+    loss = DeFormerLoss(LossConfig(), body)
+    whole = concatenate([people, flat_only(people)])
+    outputs = disturbed(perfect(whole, body), torch.Generator().manual_seed(seed))
+    spans = [slice(start, stop) for start, stop in zip((0, *cuts), (*cuts, 12), strict=True)]
+
+    def rows(values: Outputs, span: slice) -> Outputs:
+        layers = [{key: value[span] for key, value in layer.items()} for layer in outputs["layers"]]
+        return {key: value[span] for key, value in values.items() if key != "layers"} | {"layers": layers}
+
+    parts = [{key: value[span] for key, value in whole.items()} for span in spans]
+    counts = [count_labels(part) for part in parts]
+    mean = {name: torch.stack([count[name] for count in counts]).mean() for name in counts[0]}
+    found = [loss(rows(outputs, span), part, mean) for span, part in zip(spans, parts, strict=True)]
+    for name, value in loss(outputs, whole).items():
+        average = torch.stack([part[name] for part in found]).mean()
+        assert float(average.detach()) == pytest.approx(float(value.detach()), rel=1e-5), name

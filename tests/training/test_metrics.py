@@ -4,11 +4,16 @@ import pytest
 from deformer_core.training.metrics import (
     EVALUATED,
     LIMBS,
+    auc_3d,
     heading_error,
+    joint_errors,
     limb_length_ratio,
     mpjpe,
     pa_mpjpe,
     pck,
+    pck_3d,
+    per_group,
+    per_joint,
     summarize_3d,
 )
 
@@ -118,3 +123,23 @@ def test_the_feet_count_only_among_all_joints(rng: np.random.Generator) -> None:
     row = summarize_3d(moved, joints, vertices, vertices, NAMES)
     assert row["pa_mpjpe_mm"] == pytest.approx(0, abs=1e-9) and row["mpjpe_mm"] == 0
     assert row["pa_mpjpe_all_mm"] > 1
+
+
+def test_3d_pck_and_auc_by_hand() -> None:
+    """Errors 0, 50, 150 and 151 mm: limits of 0 to 150 in steps of 5 find 1, 1, 2 ... of four joints."""
+    true = np.zeros((1, 4, 3))
+    predicted = np.array([[[0, 0, 0], [30, 40, 0], [0, 0, -150], [151, 0, 0]]], float)
+    assert pck_3d(predicted, true) == pytest.approx([3 / 4])
+    assert pck_3d(predicted, true, 50) == pytest.approx([1 / 2])
+    assert auc_3d(predicted, true) == pytest.approx([(31 + 21 + 1 + 0) / 31 / 4])
+
+
+def test_per_joint_and_per_group(rng: np.random.Generator) -> None:
+    true, predicted = rng.normal(0, 300, (2, 6, 3, 3))
+    errors = joint_errors(predicted, true)
+    means = per_joint(errors, ("a", "b", "c"))
+    assert means["b"] == pytest.approx(np.mean([np.linalg.norm(p[1] - t[1]) for p, t in zip(predicted, true)]))
+    groups = ["sit", "walk", "walk", "sit", "walk", "eat"]
+    table = per_group({"mpjpe_mm": mpjpe(predicted, true)}, groups)
+    assert list(table) == ["eat", "sit", "walk"]
+    assert table["walk"] == pytest.approx({"mpjpe_mm": errors[[1, 2, 4]].mean(), "people": 3})

@@ -1,10 +1,12 @@
 import pytest
 
 from deformer_core.training.schedule import ema_decay, learning_rate
+from deformer_core.training.settings import OptimizerConfig
 
 
 def test_warm_up_then_half_a_cosine() -> None:
-    rates = [learning_rate(step, 1000, 2.0, 100) for step in range(1100)]
+    config = OptimizerConfig(learning_rate=2.0, warmup=100)
+    rates = [learning_rate(step, 1000, config) for step in range(1100)]
     assert rates[0] == pytest.approx(0.02) and rates[99] == rates[100] == 2.0
     assert rates[550] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
     assert rates[1000] == rates[1099] == pytest.approx(0.02)
@@ -14,7 +16,15 @@ def test_warm_up_then_half_a_cosine() -> None:
 
 
 def test_no_warm_up() -> None:
-    assert learning_rate(0, 10, 1.0, 0) == 1.0
+    assert learning_rate(0, 10, OptimizerConfig(learning_rate=1.0, warmup=0)) == 1.0
+
+
+def test_steps_down() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup=2, schedule="step", step_at=(0.5, 0.75), step_factor=0.1)
+    rates = [learning_rate(step, 8, config) for step in range(9)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.01])
+    constant = OptimizerConfig(learning_rate=1.0, warmup=0, schedule="step", step_at=())
+    assert {learning_rate(step, 8, constant) for step in range(20)} == {1.0}
 
 
 def test_average_forgets_the_start_soon() -> None:

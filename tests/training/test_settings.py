@@ -15,7 +15,7 @@ CONFIGS = sorted(
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path: Path) -> None:
-    folders = ["rendered.caches=[a]", "real.caches=[b]"]
+    folders = ["rendered.caches=[a]", "real.caches=[b]", "streams.sets=[{path: c}]"]
     config, _ = read_settings(path, folders)
     assert sum(config.counts().values()) == config.batch_size
 
@@ -52,6 +52,11 @@ def test_overrides_leave_the_original_alone() -> None:
         ({"poses": {"fraction": 1}, "steps": 0}, "steps"),
         ({"poses": {"fraction": 1}, "stage": "decoder"}, "decoder"),
         ({"rendered": {"fraction": 1}}, "rendered.caches"),
+        ({"streams": {"fraction": 1}}, "streams.sets"),
+        ({"streams": {"fraction": 1, "sets": [{"path": "a", "wait": 2}]}}, "weight"),
+        ({"streams": {"fraction": 1, "sets": [{"path": "a"}]}, "model": "lifting"}, "no images"),
+        ({"real": {"fraction": 1, "caches": ["a"]}, "optimizer": {"backbone_rate": 0.1}}, "backbone_rate"),
+        ({"poses": {"fraction": 1}, "accumulation": 0}, "accumulation"),
         ({"poses": {"fraction": 1}, "steps": "many"}, "integer"),
     ],
 )
@@ -62,7 +67,7 @@ def test_what_cannot_be(mapping: dict, text: str) -> None:
 
 def test_counts_are_constant_and_whole() -> None:
     mapping = {"batch_size": 7, "poses": {"fraction": 0.5}, "real": {"fraction": 0.25, "caches": ["a"]}}
-    assert load_config(TrainConfig, mapping).counts() == {"poses": 5, "rendered": 0, "real": 2}
+    assert load_config(TrainConfig, mapping).counts() == {"poses": 5, "rendered": 0, "real": 2, "streams": 0}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def test_a_batch_depends_on_seed_and_step_alone(small_run: dict[str, Any], body:
     assert not same(first[0], first[1])
     other = Mixture(load_config(TrainConfig, small_run | {"model": "deformer", "stage": stage, "seed": 1}), body)
     assert not same(first[0], other(0))
-    assert {part: len(batch["box"]) for part, batch in first[0].items()} == {"poses": 3, "images": 3}
-    assert (MAPS[0] in first[0]["images"]) == (stage == "decoder")
+    assert {part: len(batch["box"]) for part, batch in first[0].items()} == {"poses": 3, "features": 3}
+    assert (MAPS[0] in first[0]["features"]) == (stage == "decoder")
 
 
 def test_labels_of_all_sources_fit_each_other(small_run: dict[str, Any], body: BodyTopology) -> None:

@@ -1,11 +1,9 @@
 """The rasteriser against rays cast at triangles one by one."""
 
-import time
 
 import numpy as np
 import pytest
 
-from deformer_core.body.assets import load_body
 from deformer_core.view import raster
 from deformer_core.view.raster import render, vertex_normals
 
@@ -125,14 +123,3 @@ def test_normals_of_a_sphere_point_outwards():
     faces[inward < 0] = faces[inward < 0][:, [0, 2, 1]]
     normals = vertex_normals(points, faces)
     assert np.einsum("vk,vk->v", normals, points).min() > 0.97
-
-
-def test_a_body_at_720p_is_quick():
-    """An order of magnitude, generous for a busy machine; about 50 ms on one core of 2020."""
-    level = load_body().levels["full"]
-    intrinsics = np.array([[1200.0, 0, 640], [0, 1200, 360], [0, 0, 1]])
-    start = time.perf_counter()
-    result = render(level.vertices + np.array([0, 0, 3.2]), level.faces, intrinsics, (1280, 720))
-    seconds = time.perf_counter() - start
-    print(f"{(result.face >= 0).sum()} pixels in {seconds * 1e3:.0f} ms")
-    assert seconds < 1.5

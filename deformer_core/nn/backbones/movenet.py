@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from deformer_core.errors import InputError
 from deformer_core.nn.backbones import Backbone, BackboneOutput
+from deformer_core.nn.backbones.keypoint_loss import bumps, focal_loss
 from deformer_core.weights import weight_path
 
 NUM_KEYPOINTS = 17
 FPN_CHANNELS = (64, 32, 24)
 LAST_CHANNELS = 1280
+REGRESSION_SHARE = 0.1
+"""Weight of the rough places, which only choose among peaks; CenterNet's of sizes."""
+SIGMA = 1.2
+"""Of the heads' peaks, cells: as measured on the published network."""
 STAGES = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 """Channels at width 1, blocks and first stride of each MobileNetV2 stage."""
 
@@ -152,6 +157,12 @@ def pick(vectors: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
     return vectors.gather(3, cells[:, :, None].expand(-1, -1, 2, -1)).unbind(2)
 
 
+def cell_places(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of every cell of a map, flat, float32."""
+    rows = torch.arange(height, device=device, dtype=torch.float32).repeat_interleave(width)
+    return rows, torch.arange(width, device=device, dtype=torch.float32).repeat(height)
+
+
 class MoveNet(Backbone):
     """MoveNet SinglePose as a backbone.
 
@@ -179,7 +190,12 @@ class MoveNet(Backbone):
 
     def forward(self, images: Tensor) -> BackboneOutput:
         maps = self.features(images)
-        return BackboneOutput(maps, maps[3].mean((2, 3)), self.decode_keypoints(maps[0]))
+        heads = tuple(head(maps[0]) for head in self.heads.values())
+        return BackboneOutput(maps, maps[3].mean((2, 3)), decode_keypoints(*heads), heads)
+
+    def keypoint_loss(self, features: BackboneOutput, uv: Tensor, weight: Tensor) -> Tensor:
+        center, heatmap, regression, offset = features.heads
+        return center_loss(center, heatmap, regression, offset, uv, weight)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Maps at strides 4, 8, 16, 32 of images (B, 3, H, W), RGB in 0..255.
@@ -196,29 +212,58 @@ class MoveNet(Backbone):
         pyramid16, pyramid8, pyramid4 = self.pyramid(stride4, stride8, stride16, stride32)
         return pyramid4, pyramid8, torch.cat((pyramid16, deep16), 1), stride32
 
-    def decode_keypoints(self, features: Tensor) -> Tensor:
-        """Keypoints (B, 17, 3) of the person nearest the middle, from the stride-4 map (B, C, H, W).
 
-        1. The peak of the centre heatmap, weighted towards the middle, is the person; the regression there
-           gives each keypoint's rough place.
-        2. The peak of its heatmap, weighted towards that place, gives its cell; the offset, the place in it.
-        """
-        height, width = features.shape[-2:]
-        rows = torch.arange(height, device=features.device, dtype=torch.float32).repeat_interleave(width)
-        columns = torch.arange(width, device=features.device, dtype=torch.float32).repeat(height)
+def decode_keypoints(center: Tensor, heatmap: Tensor, regression: Tensor, offset: Tensor) -> Tensor:
+    """Keypoints (B, 17, 3) of the person nearest the middle, from the heads' maps (B, C, H, W).
 
-        centers = self.heads["center"](features).sigmoid().flatten(1)
-        person = (centers * nearness(rows - height / 2, columns - width / 2)).argmax(1)
-        person = person[:, None, None].expand(-1, NUM_KEYPOINTS, -1)
-        row_shift, column_shift = pick(self.heads["regression"](features), person)
+    1. The peak of the centre heatmap, weighted towards the middle, is the person; the regression there
+       gives each keypoint's rough place.
+    2. The peak of its heatmap, weighted towards that place, gives its cell; the offset, the place in it.
+    """
+    height, width = center.shape[-2:]
+    rows, columns = cell_places(height, width, center.device)
+    person = (center.sigmoid().flatten(1) * nearness(rows - height / 2, columns - width / 2)).argmax(1)
+    person = person[:, None, None].expand(-1, NUM_KEYPOINTS, -1)
+    row_shift, column_shift = pick(regression, person)
 
-        heatmaps = self.heads["heatmap"](features).sigmoid().flatten(2)
-        near = nearness(rows - rows[person] - row_shift, columns - columns[person] - column_shift)
-        cells = (heatmaps * near).argmax(2, keepdim=True)
-        row_offset, column_offset = pick(self.heads["offset"](features), cells)
-        x = (columns[cells] + column_offset) * (2 / width) - 1
-        y = (rows[cells] + row_offset) * (2 / height) - 1
-        return torch.cat((x, y, heatmaps.gather(2, cells)), 2)
+    heatmaps = heatmap.sigmoid().flatten(2)
+    near = nearness(rows - rows[person] - row_shift, columns - columns[person] - column_shift)
+    cells = (heatmaps * near).argmax(2, keepdim=True)
+    row_offset, column_offset = pick(offset, cells)
+    x = (columns[cells] + column_offset) * (2 / width) - 1
+    y = (rows[cells] + row_offset) * (2 / height) - 1
+    return torch.cat((x, y, heatmaps.gather(2, cells)), 2)
+
+
+def center_loss(
+    center: Tensor, heatmap: Tensor, regression: Tensor, offset: Tensor, uv: Tensor, weight: Tensor
+) -> Tensor:
+    """CenterNet's loss of the four heads, (B,), on the cells that `decode_keypoints` reads.
+
+    Focal loss of the heatmaps and of the person's centre (the mean of its keypoints in the crop), L1 in cells of the
+    regression at the centre and of the offsets at the keypoints. Keypoints outside the crop have empty heatmaps.
+    uv: (B, 17, 2) crop coordinates; weight: (B, 17).
+    """
+    center, heatmap, regression, offset = (head.float() for head in (center, heatmap, regression, offset))
+    height, width = center.shape[-2:]
+    size = uv.new_tensor([width, height])
+    place = (uv + 1) / 2 * size
+    labelled = (weight > 0).to(uv)
+    inside = labelled * ((place > 0) & (place < size)).all(-1)
+    person = (place * inside[..., None]).sum(1, keepdim=True) / inside.sum(1).clamp(min=1)[:, None, None]
+    present = (inside.sum(1, keepdim=True) > 0).to(uv)
+
+    peaks = focal_loss(heatmap, bumps(place.floor(), inside, height, width, SIGMA))
+    losses = focal_loss(center, bumps(person.floor(), present, height, width, SIGMA))[:, 0]
+    losses = losses + (peaks * labelled).sum(1) / labelled.sum(1).clamp(min=1)
+    for vectors, origin, counted in ((regression, person.expand_as(place), labelled), (offset, place, inside)):
+        column, row = origin.floor().long().unbind(-1)
+        cells = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+        rows, columns = pick(vectors, cells[..., None])
+        error = (torch.cat((columns, rows), -1) + origin.floor() - place).abs().sum(-1)
+        share = 1.0 if vectors is offset else REGRESSION_SHARE
+        losses = losses + share * (error * counted * present).sum(1) / counted.sum(1).clamp(min=1)
+    return losses
 
 
 def build_movenet(name: str, pretrained: bool) -> MoveNet:

@@ -1,0 +1,94 @@
+"""What can be tried of TensorRT without it and a GPU: its cache, the choice of it, and what happens if it fails.
+
+The package is stood in for by one that refuses every graph, as it does for an operator that it does not know.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deformer_core.errors import InputError
+from deformer_core.runtime import engines, tensorrt_engine
+from deformer_core.runtime.engines import TorchEngine, choose_engine, make_engine
+from deformer_core.runtime.tensorrt_engine import build_plan, import_tensorrt, plan_path
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """A tensorrt whose parser refuses, on a machine whose GPU is the CPU."""
+
+    class Parser:
+        num_errors = 1
+
+        def __init__(self, network, logger):
+            pass
+
+        def parse(self, graph):
+            return False
+
+        def get_error(self, index):
+            return "no importer for Abacus"
+
+    logger = type("Logger", (), {"ERROR": 0, "__init__": lambda self, level: None})
+    builder = SimpleNamespace(create_network=lambda flags: None)
+    module = SimpleNamespace(
+        __version__="10.0",
+        Logger=logger,
+        Builder=lambda logger: builder,
+        OnnxParser=Parser,
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: module)
+    monkeypatch.setattr(tensorrt_engine.torch.cuda, "device", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(tensorrt_engine.torch.cuda, "get_device_name", lambda device: "Abacus 9000")
+    monkeypatch.setattr(engines, "_torch_device", lambda device: "meta")  # any GPU's name; torch makes no model on it
+
+
+def test_without_the_package_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(InputError, match=r"pip install 'deformer\[gpu\]'"):
+        import_tensorrt()
+
+
+def test_an_engine_is_named_by_all_it_depends_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFORMER_CACHE", str(tmp_path))
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    first.write_bytes(b"graph")
+    second.write_bytes(b"another")
+    known = plan_path(first, "H200", "10.1", "float16")
+    assert known == plan_path(first, "H200", "10.1", "float16") and known.parent == tmp_path / "tensorrt"
+    others = {
+        plan_path(second, "H200", "10.1", "float16"),
+        plan_path(first, "A100", "10.1", "float16"),
+        plan_path(first, "H200", "10.2", "float16"),
+        plan_path(first, "H200", "10.1", "bfloat16"),
+        known,
+    }
+    assert len(others) == 5
+    first.write_bytes(b"retrained")
+    assert plan_path(first, "H200", "10.1", "float16") not in others
+
+
+@pytest.mark.usefixtures("refusing")
+def test_auto_takes_it_where_there_is_a_gpu_and_falls_back_with_one_line(checkpoint, monkeypatch, tmp_path, caplog):
+    assert choose_engine(checkpoint)[:2] == ("tensorrt", "meta")
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(b"")
+    monkeypatch.setenv("DEFORMER_CACHE", str(tmp_path))
+    monkeypatch.setattr(engines, "cached_graph", lambda *_: graph)
+    made = []
+    monkeypatch.setattr(engines, "TorchEngine", lambda model, device, *_: made.append(device) or TorchEngine(model))
+    engine = make_engine(checkpoint)
+    assert "TensorRT cannot be used: TensorRT cannot read the graph: no importer for Abacus" in engine.description
+    assert made == ["meta"] and caplog.text.count("TensorRT cannot be used") == 1
+    with pytest.raises(InputError, match="Abacus"):
+        make_engine(checkpoint, "tensorrt")
+
+
+@pytest.mark.usefixtures("refusing")
+def test_a_refused_graph_is_told(tmp_path):
+    with pytest.raises(InputError, match="no importer for Abacus"):
+        build_plan(b"", 256, tmp_path / "timing.cache")
