@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ def test_the_stream_is_measured(body: BodyTopology, tmp_path: Path, monkeypatch:
     row = measure("load", 2, tiny, tmp_path / "people", workers=0)
     assert row["images_per_s"] == pytest.approx(2 / row["seconds"])
     row = measure("step", 1, tiny, tmp_path / "people", workers=0)
-    assert json.loads(json.dumps(row))["memory_mb"] > 1 and row["images_per_s"] > 0
+    # What the step adds to this process, which may have had it already from another test.
+    assert math.isfinite(json.loads(json.dumps(row))["memory_mb"]) and row["images_per_s"] > 0
     with pytest.raises(InputError, match="nowhere"):
         measure("load", 1, tiny, tmp_path / "nowhere", workers=0)
