@@ -38,9 +38,14 @@ if [ ! -e "$venv/.installed" ]; then
 	touch "$venv/.installed"
 fi
 
+# CMake refuses a source folder with the environment inside, so the package is built from a folder of links to its parts.
+source="$venv/workspace/src/deformer_ros"
+mkdir -p "$source"
+ln -sfn "$root"/{CMakeLists.txt,package.xml,msg,deformer_core,deformer_ros,launch,config,rviz,scripts} "$source"
+
 # tf2_msgs is not on PyPI; its one message that is needed is built from the tests' folder.
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv" AMENT_PREFIX_PATH="$venv" CMAKE_PREFIX_PATH="$venv"
 colcon --log-base "$venv/workspace/log" --log-level error build --symlink-install \
-	--paths "$root" "$root/tests/ros/interfaces/tf2_msgs" \
+	--paths "$source" "$root/tests/ros/interfaces/tf2_msgs" \
 	--build-base "$venv/workspace/build" --install-base "$venv/workspace/install" \
 	--event-handlers console_stderr-
