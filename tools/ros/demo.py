@@ -125,9 +125,10 @@ def report(bag: Path) -> bool:
                 if connection.topic == MESHES:
                     latencies.append((arrival - stamp) / 1e6)
                     people.append(len(message.humans))
-        duration = reader.duration / 1e9
     for topic in TOPICS:
-        print(f"  {topic:24s} {len(times[topic]):6d} messages {len(times[topic]) / duration:8.1f} Hz")
+        span = (max(times[topic]) - min(times[topic])) / 1e9 if times[topic] else 0.0
+        rate = f"{(len(times[topic]) - 1) / span:8.1f} Hz" if span else ""
+        print(f"  {topic:24s} {len(times[topic]):6d} messages {rate}")
     p50, p95 = np.percentile(latencies or [np.nan], (50, 95))
     mean = np.mean(people or [0])
     print(f"  image to recorded mesh: p50 {p50:.0f} ms, p95 {p95:.0f} ms; people per image: {mean:.2f}")
