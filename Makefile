@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint evaluate bench-train ros demo-ros test-ros soak-ros bench-ros clean
+.PHONY: demo test lint evaluate bench bench-train ros demo-ros test-ros soak-ros bench-ros clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deformer run deformer_core/data/demo/people.jpg deformer_core/data/demo/clip.mp4 \
@@ -27,6 +27,10 @@ evaluate: $(VENV)/.dev
 	@[ -d $(POSE2SIM) ] || { $(BIN)/python -m pip download --quiet --no-deps --dest out/pose2sim pose2sim==0.10.49 \
 		&& $(BIN)/python -m zipfile -e out/pose2sim/pose2sim-*.whl out/pose2sim; } || true
 	$(BIN)/python -m training.evaluate --pose2sim $(POSE2SIM)
+
+# Everything that `deformer bench` measures, once, to see that it runs; docs/performance.md has the tables of whole runs.
+bench: $(VENV)/.demo
+	$(BIN)/deformer bench --quick --json out/bench.json
 
 bench-train: $(VENV)/.dev
 	$(BIN)/python -m training.bench

@@ -39,6 +39,7 @@ setup(
     extras_require={
         "export": ["onnx>=1.16", "onnxscript>=0.3"],
         "train": ["moderngl>=5.11", "glcontext>=3", "deepspeed>=0.16", "fsspec>=2024.2", "tensorboard>=2.14"],
+        "openvino": ["openvino>=2024.4"],
         "gpu": ["tensorrt>=10"],
         "smpl": ["smplx>=0.1.28"],
         "ros": ["rosbags>=0.11"],
@@ -59,6 +60,7 @@ setup(
             "fsspec>=2024.2",
             "tensorboard>=2.14",
             "h5py>=3.8",
+            "webdataset>=0.2",
         ],
     },
     entry_points={"console_scripts": ["deformer = deformer_core.cli:main"]},

@@ -319,13 +319,13 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from deformer_core.files import replace_file
-    from deformer_core.runtime.bench import as_json, bench, machine, table
+    from deformer_core.runtime.bench import HEADER, as_json, bench, line, machine
 
     rows = []
-    print(", ".join(f"{key} {value}" for key, value in machine().items()), flush=True)
+    print(", ".join(f"{key} {value}" for key, value in machine().items()), HEADER, sep="\n", flush=True)
     for row in bench(arguments.model, arguments.quick, arguments.threads):
+        print(line(row), flush=True)
         rows.append(row)
-    print(table(rows))
     if arguments.json:
         with replace_file(arguments.json) as temporary:
             temporary.write_text(as_json(rows, arguments.model, arguments.threads), encoding="utf-8")

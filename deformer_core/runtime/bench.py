@@ -79,15 +79,12 @@ def bench(model: str | Path = "small", quick: bool = False, threads: int = 1) ->
     engines, absent = _engines(model, threads)
     crops, box = demo_crops(next(iter(engines.values())).image_size)
     for batch in effort.batches:
-        log.info("Measuring engines and their parts, batch %d", batch)
         rows = np.arange(batch) % len(crops)
         yield from _parts(model, engines, crops[rows], box[rows], effort, threads)
-    log.info("Measuring frames")
     yield from _frames(model, engines, effort)
     for name in engines:
         yield Row("process, 4 people", name, "peak", _in_process("engine_memory", str(model), name, threads), "MB")
     yield from absent
-    log.info("Measuring attention")
     memory = _in_process("attention_memory", list(effort.sizes), list(effort.formulations))
     for queries in effort.sizes:
         yield from _attention(queries, effort, memory or {})
@@ -108,17 +105,14 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Rows as text in columns."""
-    cells = [("what", "how", "size", "median", "ratio")]
-    for row in rows:
-        value = "not measured" if row.value is None else f"{row.value:.4g} {row.unit}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        cells.append((row.what, row.how, row.size, value, row.note or ratio))
-    widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    return "\n".join(
-        "  ".join([*(text.ljust(width) for text, width in zip(line, widths)), line[4]]).rstrip() for line in cells
-    )
+HEADER = f"{'what':<47}{'how':<16}{'size':<15}{'median':<14}ratio"
+
+
+def line(row: Row) -> str:
+    """A row as a line of the table under `HEADER`."""
+    value = "not measured" if row.value is None else f"{row.value:.4g} {row.unit}"
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    return f"{row.what:<47}{row.how:<16}{row.size:<15}{value:<14}{row.note or ratio}".rstrip()
 
 
 def as_json(rows: Sequence[Row], model: str, threads: int) -> str:

@@ -65,20 +65,26 @@ def formulation(name: str, problem: Problem) -> Attend:
         return lambda q, k, v: tile_gather(q, k, v, buckets)
     mask = torch.from_numpy(scap.dense_mask()).to(device)
     if name == "FlexAttention":
-        return _flex(mask)
+        return _flex(scap, mask)
     bias = torch.zeros(mask.shape, device=device).masked_fill_(~mask, -math.inf)
     if name == "dense SDPA":
         return lambda q, k, v: dense_masked(q, k, v, bias)
     return lambda q, k, v: (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias).softmax(-1) @ v
 
 
-def _flex(mask: Tensor) -> Attend:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def _flex(scap: Scap, mask: Tensor) -> Attend:
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-    size, device = len(mask), mask.device
     # Small blocks follow the mesh; GPU kernels have none of 16.
-    block = TILE if device.type == "cpu" else 128
-    blocks = create_block_mask(lambda b, h, q, k: mask[q, k], None, None, size, size, str(device), block)
+    block = TILE if mask.device.type == "cpu" else 128
+    n_blocks = -(-scap.n_slots // block)
+    pairs = np.unique(scap.tiles.rows * TILE // block * n_blocks + scap.tiles.columns * TILE // block)
+    counts = np.bincount(pairs // n_blocks, minlength=n_blocks)
+    columns = np.zeros((n_blocks, n_blocks), np.int32)
+    columns[pairs // n_blocks, np.arange(len(pairs)) - np.repeat(counts.cumsum() - counts, counts)] = pairs % n_blocks
+    number, index = (torch.from_numpy(x.astype(np.int32)).to(mask.device)[None, None] for x in (counts, columns))
+    blocks = BlockMask.from_kv_blocks(number, index, BLOCK_SIZE=block, mask_mod=lambda b, h, q, k: mask[q, k])
+    torch.compiler.reset()  # else a second size is run without being compiled, a hundred times as slow
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=blocks)
 

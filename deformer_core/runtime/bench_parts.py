@@ -52,7 +52,7 @@ def torch_parts(model: DeFormer, crops: NDArray[np.uint8], box: NDArray[np.float
 def onnx_parts(path: Path, crops: NDArray[np.uint8], box: NDArray[np.float32], threads: int) -> Cases:
     """The parts of an exported graph in ONNX Runtime, cut out by the modules its operators come from.
 
-    None where the onnx package, which cuts, is not installed.
+    Empty where the onnx package, which cuts, is not installed.
     """
     try:
         import onnx

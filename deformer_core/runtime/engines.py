@@ -74,7 +74,7 @@ class TorchEngine:
 class CompiledEngine(TorchEngine):
     """Torch's compiler, for batches of fixed sizes; on a GPU each of them replays one CUDA graph.
 
-    The first call with each size compiles, which takes a minute.
+    The first call with each size compiles, which takes minutes.
     """
 
     def __init__(self, model: DeFormer, device: str = "cpu", threads: int | None = None):

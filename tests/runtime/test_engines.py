@@ -12,6 +12,7 @@ from deformer_core.runtime import engines
 from deformer_core.runtime.engines import (
     BUCKETS,
     ENGINES,
+    CompiledEngine,
     OnnxEngine,
     TorchEngine,
     choose_engine,
@@ -155,3 +156,14 @@ def test_what_cannot_be_had_is_told(checkpoint, tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"not a graph")
     with pytest.raises(InputError, match="a.onnx"):
         OnnxEngine(tmp_path / "a.onnx")
+
+
+def test_compiled_batches_are_those_of_torch(model, monkeypatch, rng):
+    """Traced and run in fixed batches; the code generator itself, minutes on a CPU, is left out."""
+    compile_module = engines.ExportModel.compile
+    monkeypatch.setattr(engines.ExportModel, "compile", lambda self, **_: compile_module(self, backend="eager"))
+    crops, box = random_input(rng, 3, 192)
+    ours, theirs = CompiledEngine(model)(crops, box), TorchEngine(model)(crops, box)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
