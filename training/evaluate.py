@@ -142,11 +142,11 @@ class Evaluation:
         return self.rows
 
 
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+def evaluate(options: argparse.Namespace, checkpoint: str) -> dict[str, Any]:
     """All rows: {model: {set: {figure: value}}}. Errors: `InputError` for a bad checkpoint, protocol or data set."""
-    topology = read_checkpoint_info(options.checkpoint).body()
-    evaluation = Evaluation(options, make_engine(options.checkpoint, options.engine), topology)
-    name = Path(str(options.checkpoint)).stem
+    topology = read_checkpoint_info(checkpoint).body()
+    evaluation = Evaluation(options, make_engine(checkpoint, options.engine), topology)
+    name = Path(checkpoint).stem
     if options.protocol is None:
         return {name: evaluation.all()}
     own = {"synthetic": evaluation.synthetic, "coco-2d": evaluation.photos, "pose2sim": evaluation.recording}
@@ -194,7 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=f"protocols:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", default="small", help="a name or a path (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint", nargs="+", default=["small", "light"], help="names or paths (default: small light)"
+    )
     parser.add_argument("--protocol", metavar="NAME", help="one of the protocols below")
     parser.add_argument("--dataset", nargs="+", default=[], metavar="KEY=VALUE", help="what the reader is given")
     parser.add_argument("--lifting", type=Path, help="the baseline's weights (default: the shipped ones)")
@@ -210,7 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.protocol is not None:
             protocol(options.protocol)
         processes = join_processes("cpu")
-        figures = evaluate(options)
+        figures: dict[str, Any] = {}
+        for checkpoint in options.checkpoint:
+            figures |= evaluate(options, checkpoint)
         leave_processes()
         if processes.rank:
             return 0
