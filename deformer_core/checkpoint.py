@@ -89,7 +89,7 @@ def read_checkpoint_info(name: str | Path) -> CheckpointInfo:
     """
     path = checkpoint_path(name)
     if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}: check the path, or use the shipped weights 'small' or 'light'")
+        raise InputError(f"there is no checkpoint {path}: check the path, or use the shipped 'small' or 'light'")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
