@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deformer_core.body.assets import load_body
 from deformer_core.body.topology import BodyTopology
 from deformer_core.checkpoint import read_checkpoint_info
 from deformer_core.data.keypoints2d import NUM_KEYPOINTS, LabelledPerson, read_people, read_photo
 from deformer_core.data.readers import open_dataset
+from deformer_core.data.rendered import resize
 from deformer_core.data.sample import Sample
 from deformer_core.errors import InputError
 from deformer_core.files import replace_file
@@ -53,15 +53,6 @@ from deformer_core.training.protocol_run import run_protocol
 from deformer_core.training.protocols import PROTOCOLS, protocol
 from deformer_core.weights import weight_path
 from training.four_views import measure_recording
-
-
-def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The hold-out is rendered once; a model of another input size gets it averaged or interpolated."""
-    import cv2
-
-    if len(image) == size:
-        return image
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def sample_crops(samples: Sequence[Sample], size: int) -> Iterator[Crop]:

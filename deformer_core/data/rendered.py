@@ -41,14 +41,14 @@ class RenderedSamples:
         rotations = shard["rotations"][row].copy()
         # Shards keep the root in the full camera's axes; a sample is in the crop's virtual camera.
         rotations[0] = crop_rotation(torch.from_numpy(box)[None])[0].numpy().T @ rotations[0]
-        joints = shard["joints"][row]
+        joints, image = shard["joints"][row], decode_images(shard, [row])[0]
         return Sample(
             source=f"{self.folder.name}:{int(shard['index'][row])}",
             box=box,
             uv=shard["joints_2d"][row],
             uv_weight=np.ones(len(joints), np.float32),
             clean=bool(shard["clean"][row]),
-            image=_resize(decode_images(shard, [row])[0], self.size),
+            image=image if self.size is None else resize(image, self.size),
             joints=joints,
             rotations=rotations,
             shape=shard["shape"][row],
@@ -56,10 +56,11 @@ class RenderedSamples:
         )
 
 
-def _resize(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """A crop for a model of another input size, averaged or interpolated: people are rendered once for all."""
     import cv2
 
-    if size is None or len(image) == size:
+    if len(image) == size:
         return image
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
