@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,11 @@ from deformer_core.training.figures import (
 from deformer_core.training.held_out import PER_SUBSET, hold_out
 from deformer_core.training.lifting import LiftingMLP, load_lifting
 from deformer_core.training.multiview import REFERENCE
-from deformer_core.training.predictions import Crop, Predictions, flip_error, lift, mirrored, predict
+from deformer_core.training.predictions import Crop, Predictions, flip_error, lift, mirrored, predict, together
 from deformer_core.training.processes import join_processes, leave_processes
 from deformer_core.training.protocol_run import run_protocol
 from deformer_core.training.protocols import PROTOCOLS, protocol
+from deformer_core.training.scenarios import low_light, scenarios
 from deformer_core.weights import weight_path
 from training.four_views import measure_recording
 
@@ -91,8 +93,10 @@ class Evaluation:
     def synthetic(self) -> None:
         subsets = hold_out(self.options.synthetic, self.options.data, self.options.limit or PER_SUBSET)
         names = self.topology.joint_names
+        everyone: list[Predictions] = []
         for name, samples in subsets.items():
             found = predict(self.model, sample_crops(samples, self.model.image_size), len(samples))
+            everyone.append(found)
             meshes = true_meshes(samples, self.topology)
             self.rows[name] = measure_3d(found, samples, meshes, names)
             if self.baseline is not None:
@@ -101,6 +105,25 @@ class Evaluation:
                 self.rows[name] |= paired(found, lifted, samples, names)
             if name == "synthetic_clean":
                 self.flip("mm", found, sample_crops(samples, self.model.image_size))
+        if everyone:
+            self.scenarios(subsets, together(everyone))
+
+    def scenarios(self, subsets: dict[str, list[Sample]], found: Predictions) -> None:
+        """The hold-out's people by situation, and the clean ones once more in the dark."""
+        names = self.topology.joint_names
+        samples = [sample for subset in subsets.values() for sample in subset]
+        meshes = true_meshes(samples, self.topology)
+        rows: dict[str, Row] = {}
+        for name, mask in scenarios(samples, names).items():
+            if mask.any():
+                mine = np.flatnonzero(mask)
+                rows[name] = measure_3d(found.of(mine), [samples[row] for row in mine], meshes[mine], names)
+        clean = subsets["synthetic_clean"]
+        rng = np.random.default_rng(0)
+        dark = [replace(sample, image=low_light(sample.image, rng)) for sample in clean if sample.image is not None]
+        in_the_dark = predict(self.model, sample_crops(dark, self.model.image_size), len(dark))
+        rows["low_light"] = measure_3d(in_the_dark, dark, meshes[: len(dark)], names)
+        self.rows["scenarios"] = rows
 
     def photos(self) -> None:
         path = self.options.coco or self.options.data / "coco_people" / "coco_people.json"

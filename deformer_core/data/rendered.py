@@ -48,6 +48,8 @@ class RenderedSamples:
             uv=shard["joints_2d"][row],
             uv_weight=np.ones(len(joints), np.float32),
             clean=bool(shard["clean"][row]),
+            truncated=bool(shard["truncated"][row]),
+            companions=int(shard["companions"][row]) if "companions" in shard else None,
             image=image if self.size is None else resize(image, self.size),
             joints=joints,
             rotations=rotations,

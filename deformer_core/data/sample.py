@@ -46,6 +46,10 @@ class Sample:
     """(J,) 0 for joints without a label."""
     clean: bool = False
     """Wholly inside the crop and hidden by nothing but itself."""
+    truncated: bool | None = None
+    """Cut by a border of the image or the crop; None: not known."""
+    companions: int | None = None
+    """Other people in the picture; None: not known."""
     image: NDArray[np.uint8] | None = None
     """(S, S, 3) RGB."""
     joints: FloatArray | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,13 @@ Weights = dict[str, Tensor]
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[ParameterGroup]:
-    """Groups for AdamW, each with its `rate`, a factor on the learning rate; a part of rate 0 is frozen here.
+    """Groups for AdamW, each with its `rate`, a factor on the learning rate; what is not to learn is frozen here.
 
     The parts are the model's children `regressor`, `backbone`, and the rest. Only matrices decay.
+    Errors: `InputError` if `config.frozen` names a module that is not there.
     """
+    for frozen in config.frozen:
+        _module(module, frozen).requires_grad_(False)
     groups: dict[tuple[float, float], ParameterGroup] = {}
     rates = {"regressor": config.regressor_rate, "backbone": config.backbone_rate}
     for name, parameter in module.named_parameters():
@@ -38,6 +42,16 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Paramet
         group = groups.setdefault((rate, decay), {"params": [], "rate": rate, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def _module(task: nn.Module, name: str) -> nn.Module:
+    """A module of the task's model by name."""
+    assert isinstance(task.model, nn.Module)
+    modules = dict(task.model.named_modules())
+    if name not in modules:
+        near = difflib.get_close_matches(name, modules, n=1, cutoff=0)[0]
+        raise InputError(f"optimizer.frozen: the model has no module '{name}'; the nearest is '{near}'")
+    return modules[name]
 
 
 class Engine(ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -34,6 +34,15 @@ class Predictions:
     uv: NDArray[np.float32]
     keypoints: NDArray[np.float32]
 
+    def of(self, rows: NDArray[np.integer]) -> Predictions:
+        """Some people alone."""
+        return Predictions(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def together(parts: Sequence[Predictions]) -> Predictions:
+    """The people of all parts, one after the other."""
+    return Predictions(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Predictions)))
+
 
 def predict(model: Model, crops: Iterable[Crop], total: int, level: str = "coarse") -> Predictions:
     """Run crops with their boxes through a model, in batches."""
@@ -46,8 +55,7 @@ def predict(model: Model, crops: Iterable[Crop], total: int, level: str = "coars
             vertices = out[f"vertices_{level}"]
             parts.append(Predictions(box, out["camera"], out["joints"], vertices, uv, out["keypoints"]))
             bar.update(len(box))
-    names = ("box", "camera", "joints", "vertices", "uv", "keypoints")
-    return Predictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return together(parts)
 
 
 def batches(crops: Iterable[Crop]) -> Iterator[Crop]:

@@ -82,6 +82,8 @@ class OptimizerConfig:
     """Factor on the learning rate of the initial regressor."""
     backbone_rate: float = 0.0
     """Factor for the backbone. 0 freezes it, and is the only value for cached features."""
+    frozen: tuple[str, ...] = ()
+    """Modules of the model that keep their weights besides, such as backbone.encoder.stem."""
     backbone_statistics: bool = False
     """Whether a trained backbone's batch normalisation (and dropout) is in training mode too. Off: it keeps the
     statistics of its pretraining, which small batches would spoil."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deformer_core.errors import InputError
 from deformer_core.training.deepspeed_engine import DeepSpeedEngine
 from deformer_core.training.engine import Engine, PlainEngine, parameter_groups
 from deformer_core.training.settings import OptimizerConfig
@@ -46,6 +47,17 @@ def test_groups_freeze_and_slow_down() -> None:
     ]
     assert not any(p.requires_grad for p in toy.model.backbone.parameters())
     assert sum(len(group["params"]) for group in groups) == 4
+
+
+def test_named_modules_stay_as_they_are() -> None:
+    toy = Toy()
+    engine = PlainEngine(toy, OptimizerConfig(backbone_rate=1.0, frozen=("regressor", "decoder.1")))
+    before = copy.deepcopy(toy.state_dict())
+    train(engine, 2)
+    changed = {name for name, value in toy.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"model.backbone.weight", "model.backbone.bias"}
+    with pytest.raises(InputError, match=r"no module 'decoder.l'; the nearest is 'decoder.\d'"):
+        parameter_groups(Toy(), OptimizerConfig(frozen=("decoder.l",)))
 
 
 def test_clipping_and_rates_reach_the_optimizer() -> None:

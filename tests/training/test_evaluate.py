@@ -100,6 +100,7 @@ def test_all_rows_of_a_model(
             )
         assert 0 <= place["coco_people"]["pck_0_05"] <= place["coco_people"]["pck_0_1"] <= 1
     assert {"teacher_pck_0_1", "teacher_pck_0_05"} <= rows["coco_people"].keys()
+    assert rows["scenarios"]["low_light"]["people"] == 2 and rows["scenarios"]["low_light"]["pa_mpjpe_mm"] > 0
     assert rows["flip"].keys() == {"mm", "coco_mm"} and all(value > 0 for value in rows["flip"].values())
     assert rows["pose2sim"].startswith("not measured: ")
     with torch.no_grad():

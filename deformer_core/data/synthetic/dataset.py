@@ -13,7 +13,8 @@ Each sample is a dict of arrays (S is the image size, R the rig's bones, K the s
   `crop_rotation(box)^T` takes its vertices to model space.
 - `translation` (3,): the pelvis in the full camera, metres. `intrinsics` (4,): fx, fy, cx, cy of the full image;
   `image_size` (2,): its width and height; `window` (3,): the crop's centre x, y and side in it, pixels.
-- `truncated`, `occluded`, `clean` bool: clean is neither, with every joint in the crop.
+- `truncated`, `occluded`, `clean` bool: clean is neither, with every joint in the crop. `companions` int, other people
+  drawn.
 - `background` int, number in the bank; `kind` int, of `poses.KINDS`; `index` int, `i`.
 """
 
@@ -139,6 +140,7 @@ class SyntheticDataset:
         figures = [self._figure(rng, subject, scene.view, scene.translation, True), *companions]
         layers = self.renderer.draw(figures, record["box"], sample_light(rng))
         record |= self._photograph(rng, layers, scene, record, hidden)
+        record["companions"] = np.array(len(companions))
         record["kind"] = np.array(KINDS.index(subject.kind))
         record["index"] = np.array(index)
         return record
