@@ -9,7 +9,6 @@ A run that was stopped goes on where it was; with shards added to DIR since, giv
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from deformer_core.body.assets import load_body
-from deformer_core.data.features import FeatureWriter
+from deformer_core.checkpoint import load_checkpoint
+from deformer_core.data.features import FeatureWriter, weights_digest
 from deformer_core.data.keypoints2d import KeypointPhotos, read_people
 from deformer_core.data.rendered import RenderedSamples
 from deformer_core.data.sample import Sample
@@ -139,13 +139,19 @@ def open_samples(options: argparse.Namespace, size: int) -> tuple[Samples, str]:
     return KeypointPhotos(people, topology, size, options.views), f"{options.coco.stem}:{options.split}:{options.views}"
 
 
+def open_backbone(name: str) -> Backbone:
+    """By its name in `BACKBONES`, as published, or that of a trained checkpoint, as it has become."""
+    if name in BACKBONES:
+        return build_backbone(name, pretrained=True).eval()
+    return load_checkpoint(name).backbone.eval()
+
+
 def cache(options: argparse.Namespace) -> None:
-    backbone = build_backbone(options.backbone, pretrained=True).eval()
+    backbone = open_backbone(options.backbone)
     samples, name = open_samples(options, backbone.image_size)
     total = options.count or len(samples)
-    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in backbone.state_dict().values())).hexdigest()[:16]
     topology = load_body()
-    identity = {"backbone": options.backbone, "weights": digest, "body": topology.content_hash, "samples": name}
+    identity = {"weights": weights_digest(backbone), "body": topology.content_hash, "samples": name}
     writer = FeatureWriter(options.out, total, topology, identity)
     stop = min(total, len(samples))
     if writer.done >= stop:
@@ -173,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--views", type=int, default=2, help="crops a person: plain, mirrored, then changed ones (2)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the features")
     parser.add_argument("--count", type=int, help="people the folder is made for, when not all are rendered yet")
-    parser.add_argument("--backbone", choices=BACKBONES, default="movenet_thunder")
+    which = f"one of {', '.join(BACKBONES)}, or a checkpoint with one that was trained (default: %(default)s)"
+    parser.add_argument("--backbone", default="movenet_thunder", metavar="NAME_OR_FILE", help=which)
     parser.add_argument("--runner", choices=("auto", *RUNNERS), default="auto")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")

@@ -20,7 +20,7 @@ from deformer_core.training.losses import DeFormerLoss
 from deformer_core.training.processes import Processes, join_processes, leave_processes
 from deformer_core.training.settings import TrainConfig, override, read_settings
 from deformer_core.training.sources import Mixture, Shares
-from deformer_core.training.task import TrainingTask, build_model, load_weights
+from deformer_core.training.task import TrainingTask, build_model, check_features, load_weights
 from deformer_core.training.validation import Validation
 
 
@@ -80,6 +80,8 @@ def prepare(options: argparse.Namespace) -> Trainer:
         taken = load_weights(model, Path(config.init))
         if processes.rank == 0:
             print(taken)
+    if state is None:
+        check_features(config, model)
     task = TrainingTask(config, model, loss).to(processes.device)
     engine = build_engine(options.engine, task, config, processes)
     validation = Validation(config, topology, size)

@@ -7,6 +7,7 @@ and `index.json`, which says of what they are and how many rows are done. Rows a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from deformer_core.body.topology import BodyTopology
 from deformer_core.data.sample import Batch, Sample, label_shapes, stack_labels
@@ -124,6 +126,12 @@ class FeatureCache:
         *maps, pooled = (torch.from_numpy(array[rows[order]][back]).float() for array in self._maps)
         keypoints = torch.from_numpy(self._labels["keypoints"][rows])
         return BackboneOutput((maps[0], maps[1], maps[2], maps[3]), pooled, keypoints)
+
+
+def weights_digest(backbone: nn.Module) -> str:
+    """Of all weights of a backbone: features are of use only with the backbone that made them."""
+    values = [tensor.float().cpu().numpy().tobytes() for tensor in backbone.state_dict().values()]
+    return hashlib.sha256(b"".join(values)).hexdigest()[:16]
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deformer_core.body.topology import BodyTopology
 from deformer_core.checkpoint import load_checkpoint
-from deformer_core.data.features import MAPS
+from deformer_core.data.features import MAPS, read_index, weights_digest
 from deformer_core.data.sample import Batch
 from deformer_core.errors import InputError
 from deformer_core.nn.backbones import BackboneOutput
@@ -133,6 +133,19 @@ def load_weights(model: DeFormer | LiftingMLP, path: Path) -> str:
     except RuntimeError as error:
         raise InputError(f"{path} is of another architecture than the configuration: {error}") from error
     return f"{taken} from {path}"
+
+
+def check_features(config: TrainConfig, model: DeFormer | LiftingMLP) -> None:
+    """Features to train or validate on must be of the model's own backbone. Errors: `InputError` names the folder."""
+    if isinstance(model, LiftingMLP):
+        return
+    digest = weights_digest(model.backbone)
+    for folder in (*config.rendered.caches, *config.real.caches, *config.validation.caches):
+        if read_index(Path(folder)).get("weights") != digest:
+            raise InputError(
+                f"the features in {folder} are of another backbone than the model's: make them with "
+                "cache_features.py --backbone FILE, and start from that file by init"
+            )
 
 
 def _to_float(value: Outputs) -> Outputs:

@@ -109,7 +109,8 @@ def test_shards_become_samples_in_model_space(body: BodyTopology, tmp_path: Path
         person = Posed(rotations[0], shape[0], kinds[0], posed["coarse"], posed["coarse"], posed["joints"])
         image = np.full((16, 16, 3), 40 * index, np.uint8)
         records.append(
-            make_labels(person, scene) | {"image": image, "clean": np.array(index < 2), "index": np.array(index)}
+            make_labels(person, scene)
+            | {"image": image, "clean": np.array(index < 2), "truncated": np.array(index == 3), "index": np.array(index)}
         )
     expected = [(record["joints"], record["vertices_coarse"]) for record in records]
     write_shard(shard_path(tmp_path, 0), records[:3])
@@ -117,6 +118,7 @@ def test_shards_become_samples_in_model_space(body: BodyTopology, tmp_path: Path
     samples = RenderedSamples(tmp_path)
     assert (
         len(samples) == 4 and samples[3].source.endswith(":3") and [samples[i].clean for i in range(4)] == [1, 1, 0, 0]
+        and [samples[i].truncated for i in range(4)] == [0, 0, 0, 1]
     )
     for index, (joints, vertices) in enumerate(expected):
         sample = samples[index]

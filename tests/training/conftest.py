@@ -11,11 +11,11 @@ import torch
 
 from deformer_core.body.parametric import ParametricBody
 from deformer_core.body.topology import BodyTopology
-from deformer_core.data.features import FeatureWriter
+from deformer_core.data.features import FeatureWriter, weights_digest
 from deformer_core.data.keypoint_errors import DrawnErrors
 from deformer_core.data.sample import Batch, Sample
 from deformer_core.data.synthetic.poses import PoseSampler
-from deformer_core.nn.backbones import BackboneOutput
+from deformer_core.nn.backbones import BackboneOutput, build_backbone
 from deformer_core.training.pose_batches import PoseOnlyBatches
 
 CHANNELS = (24, 24, 128, 1280)  # of movenet_lightning
@@ -47,7 +47,8 @@ def cache_folder(body: BodyTopology, people: Batch, tmp_path_factory: pytest.Tem
     keypoints = torch.cat([people["keypoints"]] * 2)
     features = BackboneOutput((maps[0], maps[1], maps[2], maps[3]), maps[3].mean((2, 3)), keypoints)
     samples = [make_sample(people, row % 6, mesh=row < 8) for row in range(12)]
-    identity = {"backbone": "movenet_lightning", "weights": "0", "body": body.content_hash, "samples": "test"}
+    weights = weights_digest(build_backbone("movenet_lightning"))
+    identity = {"weights": weights, "body": body.content_hash, "samples": "test"}
     FeatureWriter(folder, 12, body, identity).append(features, samples)
     return folder
 

@@ -9,9 +9,17 @@ import pytest
 import torch
 
 from deformer_core.body.topology import BodyTopology
+from deformer_core.checkpoint import load_checkpoint, save_checkpoint
+from deformer_core.config import load_config
 from deformer_core.data.features import FeatureCache
 from deformer_core.data.keypoints2d import KeypointPhotos, read_people
+from deformer_core.errors import InputError
 from deformer_core.nn.backbones import build_backbone
+from deformer_core.nn.config import DeFormerConfig
+from deformer_core.nn.deformer import DeFormer
+from deformer_core.training.settings import CachedConfig, TrainConfig
+from deformer_core.training.task import check_features
+from tests.training.conftest import NETWORK
 from training import cache_features
 from training.cache_features import cache, choose_runner, disagreement, main
 
@@ -37,7 +45,7 @@ def test_features_are_the_backbones(
     cache(options)
     assert "3 of 3 done" in capsys.readouterr().out
     found = FeatureCache(options.out, body)
-    assert len(found) == 3 and found.index["backbone"] == "movenet_lightning"
+    assert len(found) == 3
     sample = KeypointPhotos(read_people(options.coco, "train"), body, 192)[2]
     backbone = build_backbone("movenet_lightning").eval()
     assert sample.image is not None
@@ -45,6 +53,23 @@ def test_features_are_the_backbones(
         expected = backbone(torch.from_numpy(sample.image).permute(2, 0, 1)[None].float())
     assert disagreement(found.features(np.array([2])), expected) < 1e-3
     torch.testing.assert_close(found.labels(np.array([2]))["keypoints"], expected.keypoints, atol=1e-4, rtol=0)
+
+
+def test_features_of_a_trained_backbone(options: argparse.Namespace, body: BodyTopology, tmp_path: Path) -> None:
+    """A checkpoint's backbone in place of the published one; training refuses features of any other than its own."""
+    model = DeFormer.from_config(load_config(DeFormerConfig, NETWORK))
+    with torch.no_grad():
+        model.backbone.encoder.last.bias += 0.25
+    save_checkpoint(tmp_path / "trained.safetensors", model, {}, {})
+    options.backbone = str(tmp_path / "trained.safetensors")
+    cache(options)
+    config = TrainConfig(stage="decoder", network=model.config, real=CachedConfig(1.0, (str(options.out),)))
+    check_features(config, load_checkpoint(options.backbone))
+    with pytest.raises(InputError, match="of another backbone"):
+        check_features(config, DeFormer.from_config(model.config))
+    options.backbone = "movenet_lightning"
+    with pytest.raises(InputError, match="another weights"):
+        cache(options)
 
 
 def test_a_runner_that_disagrees_is_not_taken(
