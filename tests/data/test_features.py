@@ -110,7 +110,8 @@ def test_shards_become_samples_in_model_space(body: BodyTopology, tmp_path: Path
         image = np.full((16, 16, 3), 40 * index, np.uint8)
         records.append(
             make_labels(person, scene)
-            | {"image": image, "clean": np.array(index < 2), "truncated": np.array(index == 3), "index": np.array(index)}
+            | {name: np.array(value) for name, value in (("clean", index < 2), ("truncated", index == 3))}
+            | {"image": image, "index": np.array(index)}
         )
     expected = [(record["joints"], record["vertices_coarse"]) for record in records]
     write_shard(shard_path(tmp_path, 0), records[:3])

@@ -19,10 +19,12 @@ class LinearEngine:
     image_size = SIZE
     description = "test"
 
-    def __init__(self, body, capacity=1000):
-        self.body, self.capacity, self.calls = body, capacity, []
+    def __init__(self, body, capacity=1000, crop_device=None):
+        self.body, self.capacity, self.calls, self.crop_device = body, capacity, [], crop_device
 
     def __call__(self, crops, box):
+        assert isinstance(crops, torch.Tensor) == (self.crop_device is not None)
+        crops = np.asarray(crops)
         self.calls.append(len(crops))
         if len(crops) > self.capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -67,6 +69,18 @@ def test_levels_are_stacked_and_split(body, views):
         alone = BatchEstimator(LinearEngine(body), body)(views, [level])[0][0]
         assert parts[level].level == level
         np.testing.assert_array_equal(parts[level].vertices, alone.vertices)
+
+
+def test_crops_are_cut_where_the_engine_wants_them(body, views):
+    """On a GPU; torch's CPU device stands in for it."""
+    engine = LinearEngine(body, capacity=2, crop_device=torch.device("cpu"))
+    ours, theirs = (BatchEstimator(made, body)(views, ["full"]) for made in (engine, LinearEngine(body)))
+    assert engine.calls == [5, 2, 2, 1]
+    for mine, people in zip(ours, theirs):
+        assert len(mine) == len(people)
+        for one, other in zip(mine, people):
+            np.testing.assert_array_equal(one.box, other.box)
+            np.testing.assert_allclose(one.vertices, other.vertices, atol=2e-3)  # a grey level is 1/255
 
 
 def test_a_batch_too_large_for_the_memory_is_halved_for_good(body, views, caplog):

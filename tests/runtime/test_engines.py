@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from deformer_core.cli import ENGINES as OFFERED
 from deformer_core.errors import InputError
@@ -45,6 +46,12 @@ def random_input(rng, batch, size):
     return crops, box
 
 
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_engines_agree(model, checkpoint, graph, rng, batch):
     eager, exported = TorchEngine(model, threads=1), OnnxEngine(graph, threads=1)
@@ -56,6 +63,14 @@ def test_engines_agree(model, checkpoint, graph, rng, batch):
         assert ours[name].dtype == theirs[name].dtype == np.float32
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3, err_msg=name)
     assert ours["vertices_full"].shape == (batch, 12272, 3)
+
+
+def test_crops_may_be_tensors(model, checkpoint, graph, rng):
+    """As they come from the GPU that crops are cut on; an engine on the CPU wants none, but takes them."""
+    crops, box = random_input(rng, 2, 192)
+    for engine in (TorchEngine(model), OnnxEngine(graph, 1)):
+        assert engine.crop_device is None
+        assert_same(engine(torch.from_numpy(crops), box), engine(crops, box))
 
 
 def test_the_graph_is_portable(graph):
@@ -163,7 +178,9 @@ def test_compiled_batches_are_those_of_torch(model, monkeypatch, rng):
     compile_module = engines.ExportModel.compile
     monkeypatch.setattr(engines.ExportModel, "compile", lambda self, **_: compile_module(self, backend="eager"))
     crops, box = random_input(rng, 3, 192)
-    ours, theirs = CompiledEngine(model)(crops, box), TorchEngine(model)(crops, box)
+    compiled = CompiledEngine(model)
+    ours, theirs = compiled(crops, box), TorchEngine(model)(crops, box)
     assert ours.keys() == theirs.keys()
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
+    assert_same(compiled(torch.from_numpy(crops), box), ours)

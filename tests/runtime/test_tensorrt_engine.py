@@ -1,18 +1,22 @@
 """What can be tried of TensorRT without it and a GPU: its cache, the choice of it, and what happens if it fails.
 
-The package is stood in for by one that refuses every graph, as it does for an operator that it does not know.
+The package is stood in for by one that refuses every graph, as it does for an operator that it does not know, or by
+one whose engines do sums on the CPU's memory.
 """
 
+import ctypes
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from deformer_core.errors import InputError
 from deformer_core.runtime import engines, tensorrt_engine
 from deformer_core.runtime.engines import TorchEngine, choose_engine, make_engine
-from deformer_core.runtime.tensorrt_engine import build_plan, import_tensorrt, plan_path
+from deformer_core.runtime.tensorrt_engine import BATCHES, build_plan, import_tensorrt, plan_path
 
 
 @pytest.fixture
@@ -45,6 +49,69 @@ def refusing(monkeypatch):
     monkeypatch.setattr(tensorrt_engine.torch.cuda, "device", lambda device: torch.device("cpu"))
     monkeypatch.setattr(tensorrt_engine.torch.cuda, "get_device_name", lambda device: "Abacus 9000")
     monkeypatch.setattr(engines, "_torch_device", lambda device: "meta")  # any GPU's name; torch makes no model on it
+
+
+class SumContext:
+    """Runs a model whose one output `camera` (B, 3) is the box plus the sum of the crop's bytes."""
+
+    def __init__(self):
+        self.shapes, self.addresses, self.crops_read = {}, {}, []
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = shape
+
+    def get_tensor_shape(self, name):
+        return self.shapes["box"]
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream):
+        crops = self._memory("crops", ctypes.c_uint8, self.shapes["crops"])
+        box, out = (self._memory(name, ctypes.c_float, self.shapes["box"]) for name in ("box", "camera"))
+        out[:] = box + crops.sum((1, 2, 3), np.float32)[:, None]
+        self.crops_read.append(self.addresses["crops"])
+        return True
+
+    def _memory(self, name, kind, shape):
+        count = int(np.prod(shape))
+        return np.ctypeslib.as_array((kind * count).from_address(self.addresses[name])).reshape(shape)
+
+
+@pytest.fixture
+def context(monkeypatch):
+    """What engines run in, with a tensorrt and a torch.cuda of the CPU."""
+    made = SumContext()
+    names = ["crops", "box", "camera"]
+    engine = SimpleNamespace(
+        create_execution_context=lambda: made, num_io_tensors=len(names), get_tensor_name=lambda index: names[index]
+    )
+    module = SimpleNamespace(
+        __version__="10.0",
+        Logger=type("Logger", (), {"ERROR": 0, "__init__": lambda self, level: None}),
+        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    waited = SimpleNamespace(cuda_stream=0, wait_stream=lambda other: None)
+    for name, value in (
+        ("device", lambda device: nullcontext()),
+        ("stream", lambda stream: nullcontext()),
+        ("current_stream", lambda device: None),
+        ("Stream", lambda: waited),
+    ):
+        monkeypatch.setattr(tensorrt_engine.torch.cuda, name, value)
+    return made
+
+
+def test_crops_on_the_gpu_are_read_where_they_are(context, rng):
+    engine = tensorrt_engine.TensorRtEngine(b"", 8, "cpu")
+    crops = torch.from_numpy(rng.integers(0, 256, (BATCHES[-1] + 5, 8, 8, 3), np.uint8))
+    box = rng.uniform(-1, 1, (len(crops), 3)).astype(np.float32)
+    expected = box + crops.numpy().sum((1, 2, 3), np.float32)[:, None]
+    np.testing.assert_allclose(engine(crops, box)["camera"], expected, rtol=1e-6)
+    assert context.crops_read == [crops.data_ptr(), crops[BATCHES[-1] :].data_ptr()]
+    np.testing.assert_allclose(engine(crops.numpy(), box)["camera"], expected, rtol=1e-6)
+    assert engine.crop_device == torch.device("cpu")
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch):
