@@ -1,4 +1,4 @@
-"""Blend two checkpoints of one network weight by weight: `python -m training.blend BEFORE AFTER --share 0.5 --out FILE`.
+"""Blend checkpoints of one network weight by weight: `python -m training.blend BEFORE AFTER --share 0.5 --out FILE`.
 
 Between a network before and after fine-tuning lie networks that keep most of what either knows, often more than both on
 what the fine-tuning did not show (WiSE-FT: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Use

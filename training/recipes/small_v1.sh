@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# How the shipped `small` is made, from nothing to evaluation: a day on two CPU cores, an hour or two on a GPU, most of it
+# rendering and the backbone. Everything resumes when it is run again.
+#
+#   training/recipes/small_v1.sh MOCAP COCO_PEOPLE_JSON [OUT]
+#
+# MOCAP: recordings, see training/README.md. The steps and amounts are those of the shipped run; what a longer run would
+# give is not known. training/runs.md is the log of it.
+set -euo pipefail
+mocap=$1 photos=$2 out=${3:-out/small_v1}
+python=${PYTHON:-python}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+processes=${PROCESSES:-2} # of the backbone's training: the machine's cores, or GPUs
+
+render() { # folder, seed, count, further options
+	$python -m training.render --out "$out/$1" --seed "$2" --count "$3" --motion-capture "$mocap" \
+		--background-people "$photos" "${@:4}"
+}
+pack() { # dataset, folder, further options
+	[ -e "$out/packed/$2/done" ] || $python -m training.pack "$1" --out "$out/packed/$2" "${@:3}"
+	touch "$out/packed/$2/done"
+}
+features() { # folder, backbone, further options
+	$python -m training.cache_features --backbone "$2" --out "$out/$1" "${@:3}"
+}
+all_features() { # folder, backbone
+	features "$1/renders_1" "$2" --rendered "$out/renders_1"
+	features "$1/renders_2" "$2" --rendered "$out/renders_2"
+	features "$1/held_out" "$2" --rendered "$out/held_out"
+	features "$1/photos" "$2" --coco "$photos" --split train --views 2
+}
+train() { # processes, folder, further options; resumes a run that was stopped
+	local count=$1 run=$out/$2
+	shift 2
+	if [ -e "$run/checkpoint.pt" ]; then set -- --resume; fi
+	if [ "$count" = 1 ]; then set -- -m training.train --out "$run" "$@"; else
+		set -- -m torch.distributed.run --nproc-per-node "$count" -m training.train --out "$run" "$@"; fi
+	$python "$@"
+}
+data() { # folder of features: what the stages on features are trained and validated on
+	local renders="[$out/$1/renders_1,$out/$1/renders_2]"
+	sources=(poses.motion_capture="$mocap" "poses.errors=$renders" "rendered.caches=$renders"
+		"real.caches=[$out/$1/photos]" "validation.caches=[$out/$1/held_out]")
+}
+
+render renders_1 1 14000
+render renders_2 2 12000
+render held_out 3 500 --split held_out
+
+# 1. The initial regressor, on the published backbone.
+all_features published movenet_thunder
+data published
+train 1 regressor --config training/configs/regressor.yaml "${sources[@]}" poses.fraction=0.45 rendered.fraction=0.42 \
+	real.fraction=0.13 loss.edges=0 loss.normals=0 steps=9000 optimizer.ema=0.997
+
+# 2. The backbone from its stride 8 upwards, through the regressor and by its own keypoints.
+for set in renders_1 renders_2 held_out; do pack "synthetic:$out/$set" "$set" --room 1 --size 256; done
+pack "coco_people:$photos?split=train" photos
+mild="augmentation: {rolled: 0.3, roll: 15, scale: 0.15, shift: 0.03, gain: 0.3}"
+lower="backbone.encoder.stages"
+train "$processes" backbone --config training/configs/images.yaml stage=regressor init="$out/regressor/best.safetensors" \
+	"streams.sets=[{path: $out/packed/renders_1, weight: 0.36, $mild}, {path: $out/packed/renders_2, weight: 0.31, $mild},
+	{path: $out/packed/photos, weight: 0.33}]" "validation.streams=[$out/packed/held_out]" \
+	poses.motion_capture="$mocap" "poses.errors=[$out/published/renders_1]" poses.fraction=0.33333 \
+	streams.fraction=0.66667 "optimizer.frozen=[backbone.encoder.stem,$lower.0,$lower.1,$lower.2]" \
+	optimizer.learning_rate=1.5e-4 optimizer.backbone_rate=0.5 optimizer.warmup=50 optimizer.ema=0.995 batch_size=96 \
+	accumulation=4 precision=bfloat16 streams.workers=0 steps=1750 validation.every=350 validation.stream_people=300
+
+# 3. Halfway between the backbone before and after: as good on renders, much better on photos.
+$python -m training.blend "$out/regressor/best.safetensors" "$out/backbone/model.safetensors" --share 0.5 \
+	--out "$out/blend.safetensors"
+
+# 4. Regressor and decoder on the features of that.
+all_features trained "$out/blend.safetensors"
+data trained
