@@ -4,9 +4,10 @@
 - `onnxruntime`, and `openvino` where it is installed: an exported graph on the CPU;
 - `tensorrt`: an exported graph on an NVIDIA GPU, see `tensorrt_engine`.
 
-An engine is called with crops (B, H, W, 3) uint8 RGB and boxes (B, 3) float32 (`geometry.camera`) and returns a
-dict of float32 arrays in model space: `vertices_full`, `vertices_middle`, `vertices_coarse` (B, V, 3), as far as
-the model makes them, `joints` (B, J, 3), `camera` (B, 3), `keypoints` (B, 17, 3).
+An engine is called with crops (B, H, W, 3) uint8 RGB, an array or a tensor on its `crop_device`, and boxes (B, 3)
+float32 (`geometry.camera`). It returns a dict of float32 arrays in model space: `vertices_full`, `vertices_middle`,
+`vertices_coarse` (B, V, 3), as far as the model makes them, `joints` (B, J, 3), `camera` (B, 3), `keypoints`
+(B, 17, 3).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from deformer_core.checkpoint import checkpoint_path, load_checkpoint, read_chec
 from deformer_core.errors import InputError
 from deformer_core.files import cache_folder
 from deformer_core.nn.deformer import DeFormer
+from deformer_core.runtime.device_crops import Crops, on_device
 from deformer_core.runtime.export import INPUTS, METADATA_KEY, ExportModel, export_onnx
 from deformer_core.runtime.parity import check_parity
 from deformer_core.runtime.tensorrt_engine import TensorRtEngine, import_tensorrt, load_or_build
@@ -48,7 +50,11 @@ class Engine(Protocol):
     image_size: int
     description: str
 
-    def __call__(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> Arrays: ...
+    @property
+    def crop_device(self) -> torch.device | None:
+        """The GPU that crops are best cut on, see `device_crops`; None: the CPU, by OpenCV."""
+
+    def __call__(self, crops: Crops, box: NDArray[np.float32]) -> Arrays: ...
 
 
 class TorchEngine:
@@ -58,16 +64,14 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         self._device = torch.device(device)
+        self.crop_device = None if self._device.type == "cpu" else self._device
         self._model = ExportModel(model).to(self._device).eval()
         self.image_size = int(model.backbone.image_size)
         self.description = f"torch {torch.__version__} on {device}"
 
-    def __call__(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> Arrays:
+    def __call__(self, crops: Crops, box: NDArray[np.float32]) -> Arrays:
         with torch.inference_mode():
-            tensors = self._model(
-                torch.from_numpy(np.ascontiguousarray(crops)).to(self._device),
-                torch.from_numpy(np.ascontiguousarray(box, dtype=np.float32)).to(self._device),
-            )
+            tensors = self._model(on_device(crops, self._device), on_device(box, self._device).float())
         return {name: tensor.cpu().numpy() for name, tensor in zip(self._model.outputs, tensors)}
 
 
@@ -82,7 +86,7 @@ class CompiledEngine(TorchEngine):
         self._model.compile(dynamic=False, mode="reduce-overhead" if self._device.type == "cuda" else None)
         self.description = f"torch {torch.__version__} compiled on {device}"
 
-    def __call__(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> Arrays:
+    def __call__(self, crops: Crops, box: NDArray[np.float32]) -> Arrays:
         parts: list[Arrays] = []
         first = 0
         for bucket in split_batch(len(crops)):
@@ -106,6 +110,8 @@ class OnnxEngine:
         InputError: the file is no graph of `export_onnx`, or is damaged.
     """
 
+    crop_device = None
+
     def __init__(self, graph: Path, threads: int | None = None):
         import onnxruntime
 
@@ -121,13 +127,15 @@ class OnnxEngine:
         self.image_size = int(record["image_size"])
         self.description = f"ONNX Runtime {onnxruntime.__version__} on cpu"
 
-    def __call__(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> Arrays:
+    def __call__(self, crops: Crops, box: NDArray[np.float32]) -> Arrays:
         inputs = (np.ascontiguousarray(crops), np.ascontiguousarray(box, dtype=np.float32))
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(zip(INPUTS, inputs)))))
 
 
 class OpenVinoEngine:
     """An exported graph in OpenVINO on the CPU, in float32. Errors: `InputError`, no openvino or a damaged graph."""
+
+    crop_device = None
 
     def __init__(self, graph: Path, threads: int | None = None):
         try:
@@ -146,7 +154,7 @@ class OpenVinoEngine:
         self._outputs = [output.get_any_name() for output in model.outputs]
         self.description = f"OpenVINO {openvino.__version__} on cpu"
 
-    def __call__(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> Arrays:
+    def __call__(self, crops: Crops, box: NDArray[np.float32]) -> Arrays:
         inputs = (np.ascontiguousarray(crops), np.ascontiguousarray(box, dtype=np.float32))
         found = self._request.infer(dict(zip(INPUTS, inputs)))
         return {name: found[name].copy() for name in self._outputs}

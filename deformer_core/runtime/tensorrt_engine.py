@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from deformer_core.errors import InputError
 from deformer_core.files import cache_folder, replace_file
+from deformer_core.runtime.device_crops import Crops, on_device
 from deformer_core.runtime.export import INPUTS
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ class TensorRtEngine:
         trt = import_tensorrt()
         self.image_size = image_size
         self.description = f"TensorRT {trt.__version__} {precision} on {device}"
-        self._device = torch.device(device)
-        with torch.cuda.device(self._device):
+        self.crop_device = torch.device(device)
+        with torch.cuda.device(self.crop_device):
             self._engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
             if self._engine is None:
                 raise InputError("the TensorRT engine is of another version or GPU, or damaged: build it again")
@@ -52,20 +53,21 @@ class TensorRtEngine:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._outputs = [name for name in names if name not in INPUTS]
 
-    def __call__(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def __call__(self, crops: Crops, box: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         largest = BATCHES[-1]
         parts = [self._run(crops[i : i + largest], box[i : i + largest]) for i in range(0, len(crops), largest)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
-    def _run(self, crops: NDArray[np.uint8], box: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            given = (np.ascontiguousarray(crops), np.ascontiguousarray(box, dtype=np.float32))
-            tensors = {name: torch.from_numpy(array).to(self._device) for name, array in zip(INPUTS, given)}
+    def _run(self, crops: Crops, box: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        device = self.crop_device
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # on which the crops may still be being cut
+        with torch.cuda.device(device), torch.cuda.stream(self._stream):
+            tensors = dict(zip(INPUTS, (on_device(crops, device), on_device(box, device).float())))
             for name, tensor in tensors.items():
                 self._context.set_input_shape(name, tuple(tensor.shape))
             for name in self._outputs:  # their shapes follow from the inputs'
                 shape = tuple(self._context.get_tensor_shape(name))
-                tensors[name] = torch.empty(shape, dtype=torch.float32, device=self._device)
+                tensors[name] = torch.empty(shape, dtype=torch.float32, device=device)
             for name, tensor in tensors.items():
                 self._context.set_tensor_address(name, tensor.data_ptr())
             if not self._context.execute_async_v3(self._stream.cuda_stream):

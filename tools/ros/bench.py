@@ -40,6 +40,7 @@ class InstantEngine:
 
     image_size = 256
     description = "instant"
+    crop_device = None
 
     def __init__(self, body: BodyTopology):
         full = body.levels["full"]
