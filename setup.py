@@ -61,6 +61,7 @@ setup(
             "tensorboard>=2.14",
             "h5py>=3.8",
             "webdataset>=0.2",
+            "triton>=3.7; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],
     },
     entry_points={"console_scripts": ["deformer = deformer_core.cli:main"]},

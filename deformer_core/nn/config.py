@@ -51,10 +51,10 @@ class DeFormerConfig:
     checkpointing: bool = field(default=False, compare=False)
     """In training, decoder layers are computed again in the backward pass: less memory, more time, the same result."""
     attention: str = "auto"
-    """How self-attention runs, with the same result: "dense", "tiles" (trains 1.5 times as fast on a CPU), or
-    "auto": dense up to about a thousand tokens."""
+    """How self-attention runs, with the same result: "dense"; "tiles"; "triton" (on a GPU, and tiles on a CPU); or
+    "auto": dense for few tokens (up to about 500 on a CPU, 1,000 on a GPU), else triton where it is installed."""
     sampling: str = "grid"
-    """How maps are sampled, with the same result: "grid", or "gather" for export."""
+    """How maps are sampled, with the same result: "grid"; "gather", for export; or "triton" (on a GPU, else grid)."""
     regressor_hidden: int = 512
     """Width of the initial regressor. Our choice, as are the next two."""
     regressor_blocks: int = 3

@@ -6,8 +6,9 @@ and one more entry for the global vector of the crop (a 1x1 map has nothing to s
 is zero.
 
 The maps' values are projected once and shared by all layers (our choice: it saves 40 % of the
-multiplications). Two samplers give the same values: `sample_grid` (F.grid_sample, the faster in training) and
-`sample_gather` (plain indexing, for exported graphs, where grid_sample is not to be trusted).
+multiplications). Three samplers give the same values: `sample_grid` (F.grid_sample, the faster in training),
+`sample_gather` (plain indexing, for exported graphs, where grid_sample is not to be trusted) and `sample_fused`
+(a kernel of our own, on a GPU).
 """
 
 from __future__ import annotations
@@ -88,7 +89,22 @@ def _per_map(numbers: list[int], like: Tensor) -> Tensor:
     return torch.tensor(numbers).to(like)[:, None, None]
 
 
-SAMPLERS: dict[str, Sampler] = {"grid": sample_grid, "gather": sample_gather}
+def sample_fused(values: Sequence[Tensor], places: Tensor, weights: Tensor) -> Tensor:
+    """`sample_grid` without a tensor of samples, on a GPU; on a CPU it is `sample_grid`.
+
+    Raises:
+        InputError: there is no Triton.
+    """
+    if not places.is_cuda:
+        return sample_grid(values, places, weights)
+    try:
+        from deformer_core.nn.triton_sampling import sample_triton
+    except ImportError as error:
+        raise InputError(f"sampling by Triton cannot be had ({error}): choose 'grid'") from error
+    return sample_triton(values, places, weights)
+
+
+SAMPLERS: dict[str, Sampler] = {"grid": sample_grid, "gather": sample_gather, "triton": sample_fused}
 
 
 class DeformableMeshAttention(nn.Module):

@@ -1,16 +1,18 @@
 """Body sparse self-attention (BSSA): attention between the tokens that a SCAP links.
 
-The SCAP's element mask defines the result. Two executions give it, equal to rounding:
+The SCAP's element mask defines the result. Three executions give it, equal to rounding:
 
-- `dense_masked`: everything against everything with the mask as a bias; the simplest graph to export, and
-  good up to about a thousand tokens;
+- `dense_masked`: everything against everything with the mask as a bias; the simplest graph to export, and good for
+  few tokens;
 - `tile_gather`: each row of 16x16 tiles against its own non-empty tiles only, rows of like degree together;
-  memory and time grow with the mesh, not with its square.
+  memory and time grow with the mesh, not with its square;
+- `triton_attention`: the same by kernels of our own, on a GPU.
 """
 
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -19,14 +21,10 @@ from torch import Tensor, nn
 
 from deformer_core.body.scap import TILE, Scap
 from deformer_core.errors import InputError
-
-DENSE_LIMIT = 1024
-"""Tokens up to which "auto" takes the dense execution."""
+from deformer_core.nn.tile_lists import tile_lists
 
 TILES_AT_ONCE = 256
 """Tiles gathered by one step of `tile_gather`: few enough to stay in a processor's cache (twice as fast as all)."""
-
-BACKENDS = ("auto", "dense", "tiles")
 
 
 class TileBucket(NamedTuple):
@@ -63,27 +61,24 @@ def tile_gather(q: Tensor, k: Tensor, v: Tensor, buckets: list[TileBucket]) -> T
     return torch.cat(outputs, 1).index_select(1, place).reshape(batch, heads, slots, dim)
 
 
-class BodySparseAttention(nn.Module):
-    """Multi-head self-attention over the slots of a SCAP.
-
-    The mask is a constant of the body: it is not in the state dict. `backend` is one of `BACKENDS`.
-    """
+class DenseMasked(nn.Module):
+    """`dense_masked` with a SCAP's mask. q, k, v: (B, H, S, D), as of the modules below."""
 
     bias: Tensor
 
-    def __init__(self, dim: int, heads: int, scap: Scap, backend: str = "auto") -> None:
+    def __init__(self, scap: Scap) -> None:
         super().__init__()
-        if dim % heads:
-            raise InputError(f"attention of width {dim} cannot have {heads} heads: choose a divisor of {dim}")
-        if backend not in BACKENDS:
-            raise InputError(f"unknown attention '{backend}': use one of {', '.join(BACKENDS)}")
-        self.heads = heads
-        self.dense = scap.n_slots <= DENSE_LIMIT if backend == "auto" else backend == "dense"
-        self.project_in = nn.Linear(dim, 3 * dim)
-        self.project_out = nn.Linear(dim, dim)
-        if self.dense:
-            self.register_buffer("bias", _bias(torch.from_numpy(scap.dense_mask())), persistent=False)
-            return
+        self.register_buffer("bias", _bias(torch.from_numpy(scap.dense_mask())), persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dense_masked(q, k, v, self.bias)
+
+
+class TileGather(nn.Module):
+    """`tile_gather` over a SCAP's tiles."""
+
+    def __init__(self, scap: Scap) -> None:
+        super().__init__()
         self.n_buckets = 0
         for bucket in scap.buckets():
             n_rows = max(1, TILES_AT_ONCE // bucket.columns.shape[1])
@@ -96,16 +91,79 @@ class BodySparseAttention(nn.Module):
     @property
     def buckets(self) -> list[TileBucket]:
         names = TileBucket._fields
-        return [
-            TileBucket(*(getattr(self, f"bucket{i}_{name}") for name in names)) for i in range(self.n_buckets)
-        ]
+        return [TileBucket(*(getattr(self, f"bucket{i}_{name}") for name in names)) for i in range(self.n_buckets)]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return tile_gather(q, k, v, self.buckets)
+
+
+class TritonTiles(nn.Module):
+    """The same over a SCAP's tiles by GPU kernels, see `triton_attention`. Errors: `InputError` without Triton."""
+
+    def __init__(self, scap: Scap) -> None:
+        super().__init__()
+        self.rows, self.columns = tile_lists(scap)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        try:
+            from deformer_core.nn.triton_attention import attend_tiles
+        except ImportError as error:
+            raise InputError(f"attention by Triton cannot be had ({error}): choose 'tiles'") from error
+        return attend_tiles(q, k, v, self.rows, self.columns)
+
+
+EXECUTIONS = {"dense": DenseMasked, "tiles": TileGather, "triton": TritonTiles}
+BACKENDS = ("auto", *EXECUTIONS)
+
+
+class Choice(NamedTuple):
+    """Keys of `EXECUTIONS`, by where the tokens are."""
+
+    cpu: str
+    cuda: str
+
+
+DENSE_LIMITS = {"cpu": 512, "cuda": 1024}
+"""Slots up to which "auto" is dense."""
+
+
+def choose_executions(backend: str, n_slots: int) -> Choice:
+    """What a backend, of `BACKENDS`, stands for. A CPU has no Triton, and a GPU need not have it."""
+    if backend == "triton":
+        return Choice("tiles", "triton")
+    if backend != "auto":
+        return Choice(backend, backend)
+    kernels = "triton" if find_spec("triton") else "tiles"
+    return Choice(
+        cpu="dense" if n_slots <= DENSE_LIMITS["cpu"] else "tiles",
+        cuda="dense" if n_slots <= DENSE_LIMITS["cuda"] else kernels,
+    )
+
+
+class BodySparseAttention(nn.Module):
+    """Multi-head self-attention over the slots of a SCAP.
+
+    The mask is a constant of the body: it is not in the state dict. `backend` is one of `BACKENDS`.
+    """
+
+    def __init__(self, dim: int, heads: int, scap: Scap, backend: str = "auto") -> None:
+        super().__init__()
+        if dim % heads:
+            raise InputError(f"attention of width {dim} cannot have {heads} heads: choose a divisor of {dim}")
+        if backend not in BACKENDS:
+            raise InputError(f"unknown attention '{backend}': use one of {', '.join(BACKENDS)}")
+        self.heads = heads
+        self.project_in = nn.Linear(dim, 3 * dim)
+        self.project_out = nn.Linear(dim, dim)
+        self.choice = choose_executions(backend, scap.n_slots)
+        self.executions = nn.ModuleDict({name: EXECUTIONS[name](scap) for name in sorted(set(self.choice))})
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (B, S, dim) in slot order. Returns (B, S, dim)."""
         # (B, S, 3 dim) -> 3 x (B, H, S, D)
         q, k, v = self.project_in(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = dense_masked(q, k, v, self.bias) if self.dense else tile_gather(q, k, v, self.buckets)
-        return self.project_out(attended.transpose(1, 2).flatten(2))
+        attend = self.executions[self.choice.cuda if tokens.is_cuda else self.choice.cpu]
+        return self.project_out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def _bias(mask: Tensor) -> Tensor:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from deformer_core.body.assets import load_body
 from deformer_core.body.scap import TILE, Scap, build_scap, cached_scap
-from deformer_core.nn.sparse_attention import BodySparseAttention, dense_masked, tile_gather
+from deformer_core.nn.sparse_attention import EXECUTIONS, dense_masked
 
 HEADS, HEAD_DIM = 8, 32
 SIZES = (445, 638, 1252, 6904, 12295)
 """Queries: joints and vertices of SMPL coarse and full (14 + 431, 14 + 6890) and of our three levels (23 + ...)."""
 LEVELS = {638: "coarse", 1252: "middle", 12295: "full"}
-FORMULATIONS = ("dense SDPA", "explicit dense", "FlexAttention", "tiles")
+KERNELS = ("Triton",) if torch.cuda.is_available() else ()
+FORMULATIONS = ("dense SDPA", "explicit dense", "FlexAttention", "tiles", *KERNELS)
 REFERENCE = FORMULATIONS[0]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -58,11 +59,10 @@ def tube_scap(n_joints: int, n_vertices: int) -> Scap:
 
 
 def formulation(name: str, problem: Problem) -> Attend:
-    """The function of q, k, v, its tables ready. Errors: whatever FlexAttention raises where it does not run."""
+    """The function of q, k, v, its tables ready. Errors: whatever FlexAttention or Triton raises that does not run."""
     scap, device = problem.scap, problem.qkv[0].device
-    if name == "tiles":
-        buckets = BodySparseAttention(HEADS, 1, scap, "tiles").to(device).buckets
-        return lambda q, k, v: tile_gather(q, k, v, buckets)
+    if name in ("tiles", *KERNELS):
+        return EXECUTIONS[name.lower()](scap).to(device)
     mask = torch.from_numpy(scap.dense_mask()).to(device)
     if name == "FlexAttention":
         return _flex(scap, mask)

@@ -20,6 +20,7 @@ from deformer_core.errors import InputError
 from deformer_core.files import replace_file
 from deformer_core.nn.backbones import BackboneOutput
 from deformer_core.nn.deformer import DeFormer
+from deformer_core.nn.sparse_attention import DENSE_LIMITS
 
 OPSET = 18
 INPUTS = ("crops", "box")
@@ -66,7 +67,8 @@ class ExportModel(nn.Module):
 def export_onnx(model: DeFormer, path: Path, attention: str = "tiles", precision: str = "float32") -> None:
     """Write the model on the CPU as ONNX, opset 18, any batch size; whole or not at all.
 
-    attention: how self-attention is written, see `DeFormerConfig`: tiles are faster on a CPU, "auto" on a GPU.
+    attention: how self-attention is written: "tiles", faster on a CPU; "dense"; or "auto", what a GPU likes: dense for
+    few tokens, tiles for many.
     precision: see `ExportModel`.
 
     Raises:
@@ -79,6 +81,8 @@ def export_onnx(model: DeFormer, path: Path, attention: str = "tiles", precision
         raise InputError(f"exporting to ONNX needs {error.name}: pip install 'deformer[export]'") from error
     size = model.backbone.image_size
     body = load_body(model.config.body)
+    if attention == "auto":
+        attention = "dense" if len(model.decoder.order) <= DENSE_LIMITS["cuda"] else "tiles"
     exported = DeFormer(replace(model.config, sampling="gather", attention=attention), body)
     exported.load_state_dict(model.state_dict())
     crops = torch.zeros(2, size, size, 3, dtype=torch.uint8)

@@ -63,7 +63,9 @@ def test_layers_learn_apart(build: Build, crops: Crops) -> None:
     assert first.attend_self.project_in.weight.grad is not None  # the queries themselves do connect
 
 
-@pytest.mark.parametrize("changes", [{"attention": "tiles"}, {"sampling": "gather"}])
+@pytest.mark.parametrize(
+    "changes", [{"attention": "tiles"}, {"sampling": "gather"}, {"attention": "triton", "sampling": "triton"}]
+)
 def test_executions_are_interchangeable(build: Build, crops: Crops, changes: dict[str, str]) -> None:
     model, other = build(attention="dense", sampling="grid"), build(**changes)
     other.load_state_dict(model.state_dict())

@@ -124,5 +124,5 @@ def test_finite_far_outside(seed: int) -> None:
 
 
 def test_unknown_sampling() -> None:
-    with pytest.raises(InputError, match="grid, gather"):
+    with pytest.raises(InputError, match="grid, gather, triton"):
         DeformableMeshAttention(8, 2, 1, sampling="texture")

@@ -9,7 +9,14 @@ from torch import nn
 from deformer_core.body.scap import TILE, Scap, build_scap, cached_scap
 from deformer_core.body.topology import BodyTopology
 from deformer_core.errors import InputError
-from deformer_core.nn.sparse_attention import BodySparseAttention, TileBucket, dense_masked, tile_gather
+from deformer_core.nn import sparse_attention
+from deformer_core.nn.sparse_attention import (
+    BodySparseAttention,
+    TileBucket,
+    choose_executions,
+    dense_masked,
+    tile_gather,
+)
 
 
 @pytest.fixture
@@ -88,11 +95,23 @@ def test_only_linked_tokens_hear_of_a_change(backend: str, ribbon: Scap, seed: i
         np.testing.assert_array_equal(heard, mask[:, slot])
 
 
-def test_auto_goes_by_size(body: BodyTopology, ribbon: Scap) -> None:
-    assert BodySparseAttention(8, 2, ribbon).dense
-    middle = BodySparseAttention(8, 2, cached_scap(body, "middle"))
-    assert not middle.dense
-    assert sum(len(bucket.rows) for bucket in middle.buckets) * TILE == cached_scap(body, "middle").n_slots
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_goes_by_size_and_device(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_attention, "find_spec", lambda name: object() if installed else None)
+    kernels = "triton" if installed else "tiles"
+    assert choose_executions("auto", 496) == ("dense", "dense")
+    assert choose_executions("auto", 656) == ("tiles", "dense")
+    assert choose_executions("auto", 12304) == ("tiles", kernels)
+    assert choose_executions("triton", 496) == ("tiles", "triton")
+    assert choose_executions("dense", 12304) == ("dense", "dense")
+
+
+def test_only_what_may_run_is_kept(body: BodyTopology, ribbon: Scap) -> None:
+    assert set(BodySparseAttention(8, 2, ribbon).executions) == {"dense"}
+    scap = cached_scap(body, "middle")
+    middle = BodySparseAttention(8, 2, scap)
+    assert set(middle.executions) == set(choose_executions("auto", scap.n_slots))
+    assert sum(len(bucket.rows) for bucket in middle.executions["tiles"].buckets) * TILE == scap.n_slots
     names = {"project_in.weight", "project_in.bias", "project_out.weight", "project_out.bias"}
     assert set(middle.state_dict()) == names  # weights fit any execution
 
@@ -100,5 +119,5 @@ def test_auto_goes_by_size(body: BodyTopology, ribbon: Scap) -> None:
 def test_bad_settings(ribbon: Scap) -> None:
     with pytest.raises(InputError, match="divisor of 10"):
         BodySparseAttention(10, 4, ribbon)
-    with pytest.raises(InputError, match="auto, dense, tiles"):
+    with pytest.raises(InputError, match="auto, dense, tiles, triton"):
         BodySparseAttention(8, 2, ribbon, "flash")
