@@ -17,8 +17,7 @@ render() { # folder, seed, count, further options
 		--background-people "$photos" "${@:4}"
 }
 pack() { # dataset, folder, further options
-	[ -e "$out/packed/$2/done" ] || $python -m training.pack "$1" --out "$out/packed/$2" "${@:3}"
-	touch "$out/packed/$2/done"
+	$python -m training.pack "$1" --out "$out/packed/$2" "${@:3}"
 }
 features() { # folder, backbone, further options
 	$python -m training.cache_features --backbone "$2" --out "$out/$1" "${@:3}"
@@ -73,3 +72,11 @@ $python -m training.blend "$out/regressor/best.safetensors" "$out/backbone/model
 # 4. Regressor and decoder on the features of that.
 all_features trained "$out/blend.safetensors"
 data trained
+train 1 regressor_2 --config training/configs/regressor.yaml init="$out/blend.safetensors" "${sources[@]}" \
+	poses.fraction=0.35 rendered.fraction=0.5 real.fraction=0.15 loss.edges=0 loss.normals=0 steps=1600 \
+	validation.every=800 validation.poses=256 optimizer.learning_rate=1.0e-3 optimizer.warmup=50 optimizer.ema=0.995
+train 1 decoder --config training/configs/small.yaml init="$out/regressor_2/model.safetensors" "${sources[@]}" \
+	network.attention=tiles poses.fraction=0.3 rendered.fraction=0.5 real.fraction=0.2 batch_size=80 \
+	precision=bfloat16 steps=560 validation.every=280 validation.poses=256 optimizer.learning_rate=1.0e-3 \
+	optimizer.warmup=30 optimizer.ema=0.98 optimizer.regressor_rate=0.3
+$python -m training.evaluate --checkpoint "$out/decoder/best.safetensors" --out "$out/evaluate.json"
