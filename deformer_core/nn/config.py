@@ -50,10 +50,10 @@ class DeFormerConfig:
     """Off: the finer meshes are the coarse one, upsampled by fixed weights alone (coarse-only ablation)."""
     checkpointing: bool = field(default=False, compare=False)
     """In training, decoder layers are computed again in the backward pass: less memory, more time, the same result."""
-    attention: str = "auto"
+    attention: str = field(default="auto", compare=False)
     """How self-attention runs, with the same result: "dense"; "tiles"; "triton" (on a GPU, and tiles on a CPU); or
     "auto": dense for few tokens (up to about 500 on a CPU, 1,000 on a GPU), else triton where it is installed."""
-    sampling: str = "grid"
+    sampling: str = field(default="grid", compare=False)
     """How maps are sampled, with the same result: "grid"; "gather", for export; or "triton" (on a GPU, else grid)."""
     regressor_hidden: int = 512
     """Width of the initial regressor. Our choice, as are the next two."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import pytest
 import torch
 
 from deformer_core.body.topology import BodyTopology
+from deformer_core.checkpoint import load_checkpoint, save_checkpoint
 from deformer_core.config import load_config
 from deformer_core.data.packed import pack
 from deformer_core.data.sample import concatenate
+from deformer_core.nn.config import DeFormerConfig
 from deformer_core.nn.deformer import DeFormer
 from deformer_core.training.engine import parameter_groups
 from deformer_core.training.losses import DeFormerLoss
 from deformer_core.training.settings import TrainConfig
 from deformer_core.training.sources import Mixture, Shares
-from deformer_core.training.task import TrainingTask, build_model
+from deformer_core.training.task import TrainingTask, build_model, load_weights
 from tests.data.drawn_people import draw_people
 from tests.training.conftest import NETWORK
 from training.train import parse, prepare
@@ -112,3 +115,19 @@ def test_training_on_images_lowers_the_losses(run: dict[str, Any], tmp_path: Pat
         values = [line[name] for line in lines if name in line]
         assert sum(values[-6:]) < 0.8 * sum(values[:6]), name
     assert lines[-1]["validation"][Path(run["validation"]["streams"][0]).name]["keypoints_pck_0_1"] >= 0
+
+
+def test_a_run_starts_from_all_weights_of_the_same_network_however_it_executes(
+    body: BodyTopology, tmp_path: Path, seed: int
+) -> None:
+    """Another execution of the same network takes everything; another network regressor and backbone alone."""
+    config = load_config(DeFormerConfig, NETWORK)
+    source = DeFormer(config, body)
+    save_checkpoint(tmp_path / "start.safetensors", source, {}, {})
+    for changes, everything in (({"attention": "tiles", "sampling": "gather"}, True), ({"layers": 2}, False)):
+        model = DeFormer(replace(config, **changes), body)
+        told = load_weights(model, tmp_path / "start.safetensors")
+        assert told.startswith("all weights") == everything
+        for name, value in load_checkpoint(tmp_path / "start.safetensors").state_dict().items():
+            if everything or not name.startswith(("decoder", "recovery")):
+                assert torch.equal(model.state_dict()[name], value), name
