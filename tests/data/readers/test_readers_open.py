@@ -96,7 +96,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory, body: BodyTopology) -> Path
         cv2.circle(image, (round(x - 0.5), round(y - 0.5)), 3, (255, 255, 255), -1)
         records.append(
             {"index": np.int64(row), "image": image, "box": box, "camera": camera, "rotations": full}
-            | {"shape": shape[row], "joints": posed["joints"][0].numpy(), "joints_2d": uv, "clean": row == 1}
+            | {"shape": shape[row], "joints": posed["joints"][0].numpy(), "joints_2d": uv}
+            | {"clean": row == 1, "truncated": row == 2}
         )
     write_shard(shard_path(folder, 0), records)
     return folder
