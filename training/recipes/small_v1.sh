@@ -56,10 +56,10 @@ train 1 regressor --config training/configs/regressor.yaml "${sources[@]}" poses
 for set in renders_1 renders_2 held_out; do pack "synthetic:$out/$set" "$set" --room 1 --size 256; done
 pack "coco_people:$photos?split=train" photos
 mild="augmentation: {rolled: 0.3, roll: 15, scale: 0.15, shift: 0.03, gain: 0.3}"
+renders="{path: $out/packed/renders_1, weight: 0.36, $mild}, {path: $out/packed/renders_2, weight: 0.31, $mild}"
 lower="backbone.encoder.stages"
 train "$processes" backbone --config training/configs/images.yaml stage=regressor init="$out/regressor/best.safetensors" \
-	"streams.sets=[{path: $out/packed/renders_1, weight: 0.36, $mild}, {path: $out/packed/renders_2, weight: 0.31, $mild},
-	{path: $out/packed/photos, weight: 0.33}]" "validation.streams=[$out/packed/held_out]" \
+	"streams.sets=[$renders, {path: $out/packed/photos, weight: 0.33}]" "validation.streams=[$out/packed/held_out]" \
 	poses.motion_capture="$mocap" "poses.errors=[$out/published/renders_1]" poses.fraction=0.33333 \
 	streams.fraction=0.66667 "optimizer.frozen=[backbone.encoder.stem,$lower.0,$lower.1,$lower.2]" \
 	optimizer.learning_rate=1.5e-4 optimizer.backbone_rate=0.5 optimizer.warmup=50 optimizer.ema=0.995 batch_size=96 \
