@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model = blend(load_checkpoint(options.before), load_checkpoint(options.after), options.share)
-        origin = {"before": str(options.before), "after": str(options.after), "share": options.share}
+        origin = {"before": Path(options.before).name, "after": Path(options.after).name, "share": options.share}
         save_checkpoint(options.out, model, {}, {"blend": origin})
     except InputError as error:
         print(f"blend: {error}", file=sys.stderr)

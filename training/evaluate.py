@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deformer_core.body.assets import load_body
 from deformer_core.body.topology import BodyTopology
@@ -94,10 +95,12 @@ class Evaluation:
         subsets = hold_out(self.options.synthetic, self.options.data, self.options.limit or PER_SUBSET)
         names = self.topology.joint_names
         everyone: list[Predictions] = []
+        truth: list[NDArray[np.float32]] = []
         for name, samples in subsets.items():
             found = predict(self.model, sample_crops(samples, self.model.image_size), len(samples))
-            everyone.append(found)
             meshes = true_meshes(samples, self.topology)
+            everyone.append(found)
+            truth.append(meshes)
             self.rows[name] = measure_3d(found, samples, meshes, names)
             if self.baseline is not None:
                 lifted = lift(self.baseline, found)
@@ -106,13 +109,12 @@ class Evaluation:
             if name == "synthetic_clean":
                 self.flip("mm", found, sample_crops(samples, self.model.image_size))
         if everyone:
-            self.scenarios(subsets, together(everyone))
+            self.scenarios(subsets, together(everyone), np.concatenate(truth))
 
-    def scenarios(self, subsets: dict[str, list[Sample]], found: Predictions) -> None:
+    def scenarios(self, subsets: dict[str, list[Sample]], found: Predictions, meshes: NDArray[np.float32]) -> None:
         """The hold-out's people by situation, and the clean ones once more in the dark."""
         names = self.topology.joint_names
         samples = [sample for subset in subsets.values() for sample in subset]
-        meshes = true_meshes(samples, self.topology)
         rows: dict[str, Row] = {}
         for name, mask in scenarios(samples, names).items():
             if mask.any():

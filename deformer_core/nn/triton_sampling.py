@@ -37,6 +37,14 @@ def sample_triton(values: Sequence[Tensor], places: Tensor, weights: Tensor) -> 
 
 
 @triton.jit
+def _mine(n_slots, n_heads, PLACES: tl.constexpr, SLOTS: tl.constexpr):
+    """This program's slots, and which of them there are; its sample, its head, and the number of its first place."""
+    slots = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    plane = tl.program_id(1)
+    return slots, slots < n_slots, plane.to(tl.int64) // n_heads, plane % n_heads, plane.to(tl.int64) * PLACES
+
+
+@triton.jit
 def _place(places, weights, line, slots, inside, n_slots, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     """Of one place a slot: how far right and below a pixel's centre it lies, its weight, that pixel's number in the
     map, and which of the four pixels around it are on the map."""
@@ -68,10 +76,8 @@ def _forward(
     LEVELS: tl.constexpr, POINTS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """LEVELS: of each map its height, its width and the number of its first pixel."""
-    slots = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    sample, head = tl.program_id(1).to(tl.int64) // n_heads, tl.program_id(1) % n_heads
-    lines = tl.program_id(1).to(tl.int64) * (len(LEVELS) * POINTS)
-    inside, stride = slots < n_slots, n_heads * DIM
+    slots, inside, sample, head, lines = _mine(n_slots, n_heads, len(LEVELS) * POINTS, SLOTS)
+    stride = n_heads * DIM
     source = values + sample * n_pixels * stride + head * DIM
     for first in range(0, DIM, BLOCK):
         numbers = first + tl.arange(0, BLOCK)[None, :]
@@ -101,10 +107,8 @@ def _backward(
     LEVELS: tl.constexpr, POINTS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """All gradients; `d_values` is float32, and zero before."""
-    slots = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    sample, head = tl.program_id(1).to(tl.int64) // n_heads, tl.program_id(1) % n_heads
-    lines = tl.program_id(1).to(tl.int64) * (len(LEVELS) * POINTS)
-    inside, stride = slots < n_slots, n_heads * DIM
+    slots, inside, sample, head, lines = _mine(n_slots, n_heads, len(LEVELS) * POINTS, SLOTS)
+    stride = n_heads * DIM
     rows = d_out + sample * n_slots * stride + head * DIM
     start = sample * n_pixels * stride + head * DIM
     for level in tl.static_range(len(LEVELS)):

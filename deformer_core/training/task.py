@@ -137,10 +137,11 @@ def load_weights(model: DeFormer | LiftingMLP, path: Path) -> str:
 
 def check_features(config: TrainConfig, model: DeFormer | LiftingMLP) -> None:
     """Features to train or validate on must be of the model's own backbone. Errors: `InputError` names the folder."""
-    if isinstance(model, LiftingMLP):
+    folders = (*config.rendered.caches, *config.real.caches, *config.validation.caches)
+    if isinstance(model, LiftingMLP) or not folders:
         return
     digest = weights_digest(model.backbone)
-    for folder in (*config.rendered.caches, *config.real.caches, *config.validation.caches):
+    for folder in folders:
         if read_index(Path(folder)).get("weights") != digest:
             raise InputError(
                 f"the features in {folder} are of another backbone than the model's: make them with "
