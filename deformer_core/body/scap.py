@@ -9,60 +9,29 @@ The tokens are the joints, a few registers and the vertices of one level. Linked
   joints' last tile; they are the joints' scratch memory, and reach every vertex through a joint in two layers
   without filling a row of tiles of the whole mask.
 
-This element mask *is* the attention; the 16x16 tiles are only how it may be executed. To make few tiles hold
-many links, tokens are laid out in slots by recursive spectral bisection of the mesh, cut at multiples of 16.
+This element mask *is* the attention; the 16x16 tiles (`scap_tables`) are only how it may be executed. To make few
+tiles hold many links, tokens are laid out in slots by recursive spectral bisection of the mesh, cut at multiples
+of 16. Building takes seconds, so a body's is kept in a file, with its tables (`scap_cache`).
 The paper names SCAP and its tiles; rings, registers and the ordering are our choices.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-import warnings
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deformer_core.body.scap_tables import TILE, IntArray, Tables, make_tables
 from deformer_core.body.topology import BodyTopology, Level
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-IntArray = NDArray[np.int64]
-
-TILE = 16
-_FORMAT = 1
 _DENSE_LIMIT = 256
 """Below this many vertices a dense eigendecomposition is faster than a sparse one."""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The non-empty tiles of a mask, ordered by row, then by column."""
-
-    rows: IntArray
-    """(T,)"""
-    columns: IntArray
-    """(T,)"""
-    masks: NDArray[np.bool_]
-    """(T, 16, 16), none of them empty."""
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Rows of tiles with about equally many tiles, padded to the same number."""
-
-    rows: IntArray
-    """(R,)"""
-    columns: IntArray
-    """(R, K); padding repeats a column of the row."""
-    masks: NDArray[np.bool_]
-    """(R, 16, K * 16), all False in the padding."""
 
 
 @dataclass(frozen=True)
@@ -120,97 +89,9 @@ class Scap:
         return replace(self, indptr=indptr, indices=np.nonzero(mask)[1])
 
     @cached_property
-    def tiles(self) -> Tiles:
-        n_tiles = self.n_slots // TILE
-        keys = self.row_indices // TILE * n_tiles + self.indices // TILE
-        unique, inverse = np.unique(keys, return_inverse=True)
-        masks = np.zeros((len(unique), TILE, TILE), bool)
-        masks[inverse, self.row_indices % TILE, self.indices % TILE] = True
-        return Tiles(unique // n_tiles, unique % n_tiles, masks)
-
-    def buckets(self, growth: float = 1.3) -> list[Bucket]:
-        """Rows of tiles by degree; a bucket's largest is at most `growth` times its smallest."""
-        tiles = self.tiles
-        starts = np.searchsorted(tiles.rows, np.arange(self.n_slots // TILE + 1))
-        degrees = np.diff(starts)
-        buckets = []
-        remaining = np.argsort(degrees, kind="stable")
-        while len(remaining):
-            limit = max(int(degrees[remaining[0]] * growth), int(degrees[remaining[0]]))
-            rows = np.sort(remaining[degrees[remaining] <= limit])
-            remaining = remaining[degrees[remaining] > limit]
-            width = int(degrees[rows].max())
-            place = np.arange(width)[None]
-            valid = place < degrees[rows][:, None]
-            chosen = starts[rows][:, None] + np.where(valid, place, 0)
-            masks = tiles.masks[chosen] & valid[:, :, None, None]
-            buckets.append(
-                Bucket(rows, tiles.columns[chosen], masks.transpose(0, 2, 1, 3).reshape(len(rows), TILE, -1))
-            )
-        return buckets
-
-
-def cached_scap(topology: BodyTopology, level: str, rings: int = 2, cache_dir: Path | None = None) -> Scap:
-    """The SCAP of a level of a body, built once and kept in a file under `cache_dir`.
-
-    The default folder is $DEFORMER_CACHE, else ~/.cache/deformer. A file that is corrupt or of another body
-    is rebuilt with one warning; a folder that cannot be written costs the building time at each start.
-    """
-    folder = cache_dir or Path(os.environ.get("DEFORMER_CACHE") or Path.home() / ".cache" / "deformer")
-    identity = f"{topology.name}:{topology.content_hash}:{level}:{rings}:{TILE}:{_FORMAT}"
-    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    path = folder / f"scap-{topology.name}-{level}-{key}.npz"
-    if path.is_file():
-        try:
-            return _read(path, identity)
-        except Exception as error:  # whatever a damaged archive makes numpy raise
-            warnings.warn(f"{path} is not a usable SCAP ({error}); it is built again.", stacklevel=2)
-    mesh = topology.levels[level]
-    scap = build_scap(mesh.faces, len(mesh.vertices), joint_links(topology, level), rings)
-    try:
-        _write(scap, path, identity)
-    except OSError:
-        pass
-    return scap
-
-
-def _read(path: Path, identity: str) -> Scap:
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        if str(file["identity"]) != identity:
-            raise ValueError("it belongs to another body")
-        scap = Scap(
-            n_joints=int(file["n_joints"]),
-            n_registers=int(file["n_registers"]),
-            n_vertices=int(file["n_vertices"]),
-            order=file["order"],
-            indptr=file["indptr"],
-            indices=file["indices"],
-        )
-    n, links = scap.n_slots, scap.indices
-    well_formed = (
-        n % TILE == 0
-        and scap.indptr.shape == (n + 1,)
-        and len(links) == scap.indptr[-1]
-        and bool(((links >= 0) & (links < n)).all())
-        and len(np.unique(scap.order)) == scap.n_tokens == scap.order.max() + 1
-    )
-    if not well_formed:
-        raise ValueError("its arrays do not fit together")
-    return scap
-
-
-def _write(scap: Scap, path: Path, identity: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(
-                file, identity=identity, **{field.name: getattr(scap, field.name) for field in fields(Scap)}
-            )
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
+    def tables(self) -> Tables:
+        """What executions of the attention read. Made at the first use; a SCAP from the cache brings them along."""
+        return make_tables(self.row_indices, self.indices, self.n_slots)
 
 
 def joint_links(topology: BodyTopology, level: str) -> csr_matrix:

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from deformer_core.body.scap import Scap, cached_scap
+from deformer_core.body.scap_cache import cached_scap
 from deformer_core.body.topology import BodyTopology
 from deformer_core.geometry.camera import project_crop
 from deformer_core.nn.config import STRIDES, DeFormerConfig
 from deformer_core.nn.deformable_attention import DeformableMeshAttention
 from deformer_core.nn.precision import full_precision
 from deformer_core.nn.regressor import NUM_KEYPOINTS, NormalizedKeypoints, normalize_keypoints
-from deformer_core.nn.sparse_attention import BodySparseAttention
+from deformer_core.nn.sparse_attention import BodySparseAttention, LinkedAttention
 
 REACH = 2.0
 """Reference points are held within this many crop half-sides of its centre."""
@@ -89,13 +89,13 @@ class Correction(nn.Module):
 class DecoderLayer(nn.Module):
     """Phi, self-attention, attention to the image, a feed-forward network and, with `corrects`, Psi."""
 
-    def __init__(self, config: DeFormerConfig, scap: Scap, corrects: bool) -> None:
+    def __init__(self, config: DeFormerConfig, attend: LinkedAttention, corrects: bool) -> None:
         super().__init__()
         dim = config.dim
         self.embed = nn.Sequential(nn.Linear(3 + 2 + 3, dim), nn.GELU(), nn.Linear(dim, dim))
         self.evidence = nn.Linear(5, dim)
         self.norm_self = nn.LayerNorm(dim)
-        self.attend_self = BodySparseAttention(dim, config.heads, scap, config.attention)
+        self.attend_self = BodySparseAttention(dim, config.heads, attend)
         self.norm_image = nn.LayerNorm(dim)
         self.attend_image = DeformableMeshAttention(
             dim, config.heads, len(config.maps), config.points, config.sampling
@@ -164,9 +164,9 @@ class MeshDecoder(nn.Module):
         self.neck = PyramidNeck(channels, pooled_channels, config)
         self.tokens = nn.Parameter(torch.randn(scap.n_tokens, config.dim) * 0.02)
         self.embed_template = nn.Linear(3, config.dim)
-        pattern = scap if config.sparse else scap.unrestricted()
+        attend = LinkedAttention(scap if config.sparse else scap.unrestricted(), config.attention)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, pattern, corrects=config.feedback or layer == config.layers - 1)
+            DecoderLayer(config, attend, corrects=config.feedback or layer == config.layers - 1)
             for layer in range(config.layers)
         )
 

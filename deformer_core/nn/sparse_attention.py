@@ -7,6 +7,8 @@ The SCAP's element mask defines the result. Three executions give it, equal to r
 - `tile_gather`: each row of 16x16 tiles against its own non-empty tiles only, rows of like degree together;
   memory and time grow with the mesh, not with its square;
 - `triton_attention`: the same by kernels of our own, on a GPU.
+
+Their tables come with the SCAP, and are the same for all layers of a decoder: these share one `LinkedAttention`.
 """
 
 from __future__ import annotations
@@ -19,16 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deformer_core.body.scap import TILE, Scap
+from deformer_core.body.scap import Scap
+from deformer_core.body.scap_tables import TILE
 from deformer_core.errors import InputError
-from deformer_core.nn.tile_lists import tile_lists
+from deformer_core.nn.tile_lists import TileList
 
 TILES_AT_ONCE = 256
 """Tiles gathered by one step of `tile_gather`: few enough to stay in a processor's cache (twice as fast as all)."""
 
 
 class TileBucket(NamedTuple):
-    """Some rows of tiles with the same number K of columns, see `deformer_core.body.scap.Bucket`."""
+    """Some rows of tiles with the same number K of columns, see `deformer_core.body.scap_tables.Bucket`."""
 
     rows: Tensor
     """(R,) int64."""
@@ -80,10 +83,9 @@ class TileGather(nn.Module):
     def __init__(self, scap: Scap) -> None:
         super().__init__()
         self.n_buckets = 0
-        for bucket in scap.buckets():
+        for bucket in scap.tables.buckets:
             n_rows = max(1, TILES_AT_ONCE // bucket.columns.shape[1])
-            whole = (bucket.rows, bucket.columns, bucket.masks)
-            for rows, columns, masks in zip(*(torch.from_numpy(array).split(n_rows) for array in whole)):
+            for rows, columns, masks in zip(*(torch.from_numpy(array).split(n_rows) for array in bucket)):
                 for name, value in zip(TileBucket._fields, (rows, columns, _bias(masks))):
                     self.register_buffer(f"bucket{self.n_buckets}_{name}", value, persistent=False)
                 self.n_buckets += 1
@@ -102,7 +104,7 @@ class TritonTiles(nn.Module):
 
     def __init__(self, scap: Scap) -> None:
         super().__init__()
-        self.rows, self.columns = tile_lists(scap)
+        self.rows, self.columns = TileList(scap.tables.rows), TileList(scap.tables.columns)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         try:
@@ -140,30 +142,41 @@ def choose_executions(backend: str, n_slots: int) -> Choice:
     )
 
 
-class BodySparseAttention(nn.Module):
-    """Multi-head self-attention over the slots of a SCAP.
+class LinkedAttention(nn.Module):
+    """Softmax attention over the links of a SCAP, by the execution that suits the device. It has no weights.
 
     The mask is a constant of the body: it is not in the state dict. `backend` is one of `BACKENDS`.
     """
 
-    def __init__(self, dim: int, heads: int, scap: Scap, backend: str = "auto") -> None:
+    def __init__(self, scap: Scap, backend: str = "auto") -> None:
+        super().__init__()
+        if backend not in BACKENDS:
+            raise InputError(f"unknown attention '{backend}': use one of {', '.join(BACKENDS)}")
+        self.choice = choose_executions(backend, scap.n_slots)
+        self.executions = nn.ModuleDict({name: EXECUTIONS[name](scap) for name in sorted(set(self.choice))})
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v: (B, H, S, D) in slot order. Returns (B, H, S, D)."""
+        attended: Tensor = self.executions[self.choice.cuda if q.is_cuda else self.choice.cpu](q, k, v)
+        return attended
+
+
+class BodySparseAttention(nn.Module):
+    """Multi-head self-attention over the slots of a SCAP. attend: whose tables may be shared with other layers."""
+
+    def __init__(self, dim: int, heads: int, attend: LinkedAttention) -> None:
         super().__init__()
         if dim % heads:
             raise InputError(f"attention of width {dim} cannot have {heads} heads: choose a divisor of {dim}")
-        if backend not in BACKENDS:
-            raise InputError(f"unknown attention '{backend}': use one of {', '.join(BACKENDS)}")
-        self.heads = heads
+        self.heads, self.attend = heads, attend
         self.project_in = nn.Linear(dim, 3 * dim)
         self.project_out = nn.Linear(dim, dim)
-        self.choice = choose_executions(backend, scap.n_slots)
-        self.executions = nn.ModuleDict({name: EXECUTIONS[name](scap) for name in sorted(set(self.choice))})
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (B, S, dim) in slot order. Returns (B, S, dim)."""
         # (B, S, 3 dim) -> 3 x (B, H, S, D)
         q, k, v = self.project_in(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attend = self.executions[self.choice.cuda if tokens.is_cuda else self.choice.cpu]
-        return self.project_out(attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.project_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def _bias(mask: Tensor) -> Tensor:

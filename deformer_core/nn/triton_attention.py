@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from deformer_core.body.scap import TILE
+from deformer_core.body.scap_tables import TILE
 from deformer_core.errors import InputError
 from deformer_core.nn import triton_attention_kernels as kernels
 from deformer_core.nn.tile_lists import TileList
@@ -29,7 +29,7 @@ def attend_tiles(q: Tensor, k: Tensor, v: Tensor, rows: TileList, columns: TileL
     """softmax(q k^T / sqrt(D) + bias) v, the bias being 0 where the lists' tiles have a link and -inf elsewhere.
 
     q, k, v: (B, H, S, D), all of one of `DTYPES`. Products of float32 are exact to about 2^-21, or tf32 where torch's
-    are, see `torch.set_float32_matmul_precision`. rows, columns: of `tile_lists`. Returns (B, H, S, D), in memory
+    are, see `torch.set_float32_matmul_precision`. rows, columns: of `Tables`. Returns (B, H, S, D), in memory
     (B, S, H, D).
     """
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:

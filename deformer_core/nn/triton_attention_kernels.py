@@ -13,8 +13,7 @@ import math
 import triton
 import triton.language as tl
 
-from deformer_core.body.scap import TILE
-from deformer_core.nn.tile_lists import GROUP, JOINED
+from deformer_core.body.scap_tables import GROUP, JOINED, TILE
 
 ROWS = tl.constexpr(TILE)
 COLUMNS = tl.constexpr(GROUP)

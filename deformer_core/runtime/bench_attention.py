@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from deformer_core.body.assets import load_body
-from deformer_core.body.scap import TILE, Scap, build_scap, cached_scap
+from deformer_core.body.scap import Scap, build_scap
+from deformer_core.body.scap_cache import cached_scap
+from deformer_core.body.scap_tables import TILE
 from deformer_core.nn.sparse_attention import EXECUTIONS, dense_masked
 
 HEADS, HEAD_DIM = 8, 32
@@ -78,7 +80,7 @@ def _flex(scap: Scap, mask: Tensor) -> Attend:
     # Small blocks follow the mesh; GPU kernels have none of 16.
     block = TILE if mask.device.type == "cpu" else 128
     n_blocks = -(-scap.n_slots // block)
-    pairs = np.unique(scap.tiles.rows * TILE // block * n_blocks + scap.tiles.columns * TILE // block)
+    pairs = np.unique(scap.row_indices // block * n_blocks + scap.indices // block)
     counts = np.bincount(pairs // n_blocks, minlength=n_blocks)
     columns = np.zeros((n_blocks, n_blocks), np.int32)
     columns[pairs // n_blocks, np.arange(len(pairs)) - np.repeat(counts.cumsum() - counts, counts)] = pairs % n_blocks

@@ -1,11 +1,9 @@
-import warnings
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from deformer_core.body.scap import TILE, Scap, build_scap, cached_scap, joint_links
+from deformer_core.body.scap import Scap, build_scap, joint_links
+from deformer_core.body.scap_tables import TILE, find_tiles
 from deformer_core.body.topology import LEVELS, BodyTopology
 
 
@@ -80,35 +78,13 @@ def test_independent_of_vertex_order(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(np.unique(pairs, axis=0), other.token_pairs())
 
 
-@pytest.mark.parametrize("rings", [1, 2, 3])
-def test_tiles_and_buckets_cover_exactly_the_mask(body: BodyTopology, rings: int) -> None:
-    scap = of_body(body, "coarse", rings)
-    mask = scap.dense_mask()
-    np.testing.assert_array_equal(mask, as_matrix(scap).toarray())
-    tiles = scap.tiles
-    assert tiles.masks.any((1, 2)).all()
-    n = scap.n_slots // TILE
-    built = np.zeros((n, n, TILE, TILE), bool)
-    built[tiles.rows, tiles.columns] = tiles.masks
-    np.testing.assert_array_equal(built.transpose(0, 2, 1, 3).reshape(mask.shape), mask)
-
-    counted = np.zeros(mask.shape, int)
-    seen = []
-    for bucket in scap.buckets():
-        seen.extend(bucket.rows)
-        for row, columns, bucket_mask in zip(bucket.rows, bucket.columns, bucket.masks):
-            keys = (columns[:, None] * TILE + np.arange(TILE)).ravel()
-            np.add.at(counted[row * TILE : (row + 1) * TILE], (slice(None), keys), bucket_mask)
-    assert sorted(seen) == list(range(n))
-    np.testing.assert_array_equal(counted, mask)  # every link once, whatever the padding
-
-
 def test_bisection_needs_fewer_tiles_than_the_mesh_as_it_comes(scaps: dict[str, Scap]) -> None:
     for level, scap in scaps.items():
         pairs = scap.token_pairs()
         native = len(np.unique(pairs // TILE, axis=0))
-        print(level, "tiles:", len(scap.tiles.rows), "as it comes:", native)
-        assert len(scap.tiles.rows) < 0.8 * native
+        tiles = len(find_tiles(scap.row_indices, scap.indices, scap.n_slots).rows)
+        print(level, "tiles:", tiles, "as it comes:", native)
+        assert tiles < 0.8 * native
 
 
 def test_order_is_deterministic_and_takes_loose_parts(rng: np.random.Generator) -> None:
@@ -124,47 +100,3 @@ def test_unrestricted_links_all_tokens_but_padding(rng: np.random.Generator) -> 
     scap = build_scap(tube(5, 7), 35, random_links(rng, 4, 35)).unrestricted()
     assert len(scap.token_pairs()) == scap.n_tokens**2
     assert len(scap.indices) == scap.n_tokens**2 + scap.n_slots - scap.n_tokens
-
-
-def test_cache_round_trip(body: BodyTopology, tmp_path: Path) -> None:
-    built = cached_scap(body, "coarse", cache_dir=tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
-    loaded = cached_scap(body, "coarse", cache_dir=tmp_path)
-    for name in ("order", "indptr", "indices", "n_joints", "n_registers", "n_vertices"):
-        np.testing.assert_array_equal(getattr(loaded, name), getattr(built, name))
-    cached_scap(body, "coarse", rings=1, cache_dir=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "foreign"])
-def test_damaged_cache_is_rebuilt_and_said_once(body: BodyTopology, tmp_path: Path, damage: str) -> None:
-    built = cached_scap(body, "coarse", cache_dir=tmp_path)
-    (path,) = tmp_path.iterdir()
-    content = path.read_bytes()
-    if damage == "foreign":
-        cached_scap(body, "coarse", rings=1, cache_dir=tmp_path / "other")
-        content = next((tmp_path / "other").iterdir()).read_bytes()
-    damaged = {"truncated": content[: len(content) // 2], "garbage": b"PK" + content[::-1], "empty": b""}
-    path.write_bytes(damaged.get(damage, content))
-    with pytest.warns(UserWarning, match=f"{path.name}.*built again") as record:
-        rebuilt = cached_scap(body, "coarse", cache_dir=tmp_path)
-    assert len(record) == 1
-    np.testing.assert_array_equal(rebuilt.token_pairs(), built.token_pairs())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cached_scap(body, "coarse", cache_dir=tmp_path)
-
-
-def test_cache_folder_from_the_environment(
-    body: BodyTopology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DEFORMER_CACHE", str(tmp_path / "deep" / "er"))
-    cached_scap(body, "coarse")
-    assert len(list((tmp_path / "deep" / "er").iterdir())) == 1
-
-
-def test_unwritable_cache_does_no_harm(body: BodyTopology, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("a file where the folder should be")
-    assert cached_scap(body, "coarse", cache_dir=tmp_path / "file" / "below").n_vertices == 615
-    (tmp_path / "full").mkdir(mode=0o500)
-    assert cached_scap(body, "coarse", cache_dir=tmp_path / "full").n_vertices == 615

@@ -18,7 +18,8 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from deformer_core.nn import tile_lists
+from deformer_core.body import scap_tables
+from deformer_core.nn.tile_lists import TileList
 from deformer_core.nn.triton_attention import attend_tiles
 from deformer_core.nn.triton_sampling import sample_triton
 from tests.nn.strips import strip
@@ -60,10 +61,10 @@ def main(capability, dtype, dim):
         print(json.dumps({"kernel": kernel.__name__, **options, **found}), flush=True)
 
     triton.JITFunction.run = compile_only
-    tile_lists.LONG = tile_lists.SHORT = 1  # parts, which are joined
+    scap_tables.LONG = scap_tables.SHORT = 1  # parts, which are joined
     scap = strip(np.random.default_rng(0), 160)
     q, k, v = torch.zeros(3, 2, 2, scap.n_slots, dim, dtype=dtype, requires_grad=True)
-    attend_tiles(q, k, v, *tile_lists.tile_lists(scap)).sum().backward()
+    attend_tiles(q, k, v, TileList(scap.tables.rows), TileList(scap.tables.columns)).sum().backward()
     maps = [torch.zeros(2, 2 * dim, size, size, dtype=dtype) for size in (8, 4, 2, 1)]
     places = torch.zeros(2, 2, 4, 2, 2, scap.n_slots, requires_grad=True)
     sample_triton(maps, places, torch.zeros(2, 2, 4, 2, scap.n_slots)).sum().backward()

@@ -1,4 +1,6 @@
+import io
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -6,12 +8,16 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import nn
 
-from deformer_core.body.scap import TILE, Scap, build_scap, cached_scap
+from deformer_core.body.scap import Scap, build_scap
+from deformer_core.body.scap_cache import cached_scap
+from deformer_core.body.scap_tables import TILE
 from deformer_core.body.topology import BodyTopology
 from deformer_core.errors import InputError
 from deformer_core.nn import sparse_attention
 from deformer_core.nn.sparse_attention import (
+    EXECUTIONS,
     BodySparseAttention,
+    LinkedAttention,
     TileBucket,
     choose_executions,
     dense_masked,
@@ -33,7 +39,7 @@ def bias_of(mask: np.ndarray) -> torch.Tensor:
 def buckets_of(scap: Scap) -> list[TileBucket]:
     return [
         TileBucket(torch.from_numpy(b.rows), torch.from_numpy(b.columns), bias_of(b.masks))
-        for b in scap.buckets()
+        for b in scap.tables.buckets
     ]
 
 
@@ -71,7 +77,7 @@ def test_gradients(execution: str, ribbon: Scap, seed: int) -> None:
 
 @pytest.mark.parametrize("backend", ["dense", "tiles"])
 def test_unrestricted_is_plain_multi_head_attention(backend: str, ribbon: Scap, seed: int) -> None:
-    ours = BodySparseAttention(12, 3, ribbon.unrestricted(), backend)
+    ours = BodySparseAttention(12, 3, LinkedAttention(ribbon.unrestricted(), backend))
     theirs = nn.MultiheadAttention(12, 3, batch_first=True)
     with torch.no_grad():
         theirs.in_proj_weight.copy_(ours.project_in.weight)
@@ -84,7 +90,7 @@ def test_unrestricted_is_plain_multi_head_attention(backend: str, ribbon: Scap, 
 
 @pytest.mark.parametrize("backend", ["dense", "tiles"])
 def test_only_linked_tokens_hear_of_a_change(backend: str, ribbon: Scap, seed: int) -> None:
-    attention = BodySparseAttention(8, 2, ribbon, backend)
+    attention = BodySparseAttention(8, 2, LinkedAttention(ribbon, backend))
     mask = ribbon.dense_mask()
     tokens = torch.randn(1, ribbon.n_slots, 8)
     before = attention(tokens)
@@ -107,17 +113,52 @@ def test_auto_goes_by_size_and_device(installed: bool, monkeypatch: pytest.Monke
 
 
 def test_only_what_may_run_is_kept(body: BodyTopology, ribbon: Scap) -> None:
-    assert set(BodySparseAttention(8, 2, ribbon).executions) == {"dense"}
+    assert set(LinkedAttention(ribbon).executions) == {"dense"}
     scap = cached_scap(body, "middle")
-    middle = BodySparseAttention(8, 2, scap)
+    middle = LinkedAttention(scap)
     assert set(middle.executions) == set(choose_executions("auto", scap.n_slots))
     assert sum(len(bucket.rows) for bucket in middle.executions["tiles"].buckets) * TILE == scap.n_slots
+
+
+@pytest.mark.parametrize("backend", sorted(EXECUTIONS))
+def test_weights_fit_any_execution(backend: str, ribbon: Scap) -> None:
     names = {"project_in.weight", "project_in.bias", "project_out.weight", "project_out.bias"}
-    assert set(middle.state_dict()) == names  # weights fit any execution
+    assert set(BodySparseAttention(8, 2, LinkedAttention(ribbon, backend)).state_dict()) == names
+
+
+def storage(module: nn.Module) -> list[int]:
+    """Where all its tables lie, as often as it has them."""
+    return [table.data_ptr() for _, table in module.named_buffers(remove_duplicate=False) if table.numel()]
+
+
+@pytest.mark.parametrize("backend", sorted(EXECUTIONS))
+def test_layers_share_their_tables(backend: str, ribbon: Scap) -> None:
+    """Before and after they are copied, moved and saved."""
+    attend = LinkedAttention(ribbon, backend)
+    layers = nn.ModuleList(BodySparseAttention(8, 2, attend) for _ in range(3))
+    saved = io.BytesIO()
+    torch.save(layers, saved)
+    again = torch.load(io.BytesIO(saved.getvalue()), weights_only=False)
+    for module in (layers, deepcopy(layers), again, deepcopy(layers).to("meta").to_empty(device="cpu")):
+        first, *others = (storage(layer) for layer in module)
+        assert first and all(other == first for other in others)
+    assert not set(storage(deepcopy(layers))) & set(storage(layers))
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiles"])
+def test_shared_tables_are_exported_once(backend: str, ribbon: Scap, seed: int) -> None:
+    attend = LinkedAttention(ribbon, backend)
+    layers = nn.Sequential(*(BodySparseAttention(8, 2, attend) for _ in range(3))).eval()
+    tokens = torch.randn(2, ribbon.n_slots, 8)
+    batch = torch.export.Dim("batch", max=8)
+    program = torch.export.export(layers, (tokens,), dynamic_shapes=({0: batch},))
+    more = torch.randn(5, ribbon.n_slots, 8)
+    torch.testing.assert_close(program.module()(more), layers(more))
+    assert {table.data_ptr() for table in program.constants.values()} == set(storage(layers))
 
 
 def test_bad_settings(ribbon: Scap) -> None:
     with pytest.raises(InputError, match="divisor of 10"):
-        BodySparseAttention(10, 4, ribbon)
+        BodySparseAttention(10, 4, LinkedAttention(ribbon))
     with pytest.raises(InputError, match="auto, dense, tiles, triton"):
-        BodySparseAttention(8, 2, ribbon, "flash")
+        LinkedAttention(ribbon, "flash")

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from tests.nn.triton_here import DEVICE  # isort: skip (before the kernels)
 
+from deformer_core.body import scap_tables
 from deformer_core.body.scap import Scap
 from deformer_core.errors import InputError
-from deformer_core.nn import tile_lists as lists
-from deformer_core.nn.sparse_attention import BodySparseAttention, dense_masked
+from deformer_core.nn.sparse_attention import LinkedAttention, dense_masked
+from deformer_core.nn.tile_lists import TileList
 from deformer_core.nn.triton_attention import _attend, attend_tiles
 from tests.nn.strips import strip
 
@@ -23,9 +24,8 @@ def small(rng: np.random.Generator) -> Scap:
     return strip(rng, 40)
 
 
-def tables(scap: Scap) -> tuple[lists.TileList, lists.TileList]:
-    rows, columns = lists.tile_lists(scap)
-    return rows.to(DEVICE), columns.to(DEVICE)
+def tables(scap: Scap) -> tuple[TileList, TileList]:
+    return TileList(scap.tables.rows).to(DEVICE), TileList(scap.tables.columns).to(DEVICE)
 
 
 def bias_of(scap: Scap) -> Tensor:
@@ -71,8 +71,8 @@ def test_short_numbers(dtype: torch.dtype, tolerance: float, small: Scap) -> Non
 
 
 def test_cut_rows_are_joined(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "LONG", 1)
-    monkeypatch.setattr(lists, "SHORT", 1)
+    monkeypatch.setattr(scap_tables, "LONG", 1)
+    monkeypatch.setattr(scap_tables, "SHORT", 1)
     scap = strip(rng, 150)
     rows, columns = tables(scap)
     assert rows.n_parts and columns.n_parts
@@ -140,7 +140,6 @@ def test_wide_numbers_are_refused(small: Scap) -> None:
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 def test_chosen_on_a_gpu(small: Scap) -> None:
-    ours, dense = (BodySparseAttention(48, 2, small, name).to(DEVICE) for name in ("triton", "dense"))
-    dense.load_state_dict(ours.state_dict())
-    tokens = torch.randn(2, small.n_slots, 48, device=DEVICE)
-    torch.testing.assert_close(ours(tokens), dense(tokens), atol=1e-5, rtol=0)
+    ours, dense = (LinkedAttention(small, name).to(DEVICE) for name in ("triton", "dense"))
+    q, k, v = random_qkv(small, 2, 2, 24)
+    torch.testing.assert_close(ours(q, k, v), dense(q, k, v), atol=1e-5, rtol=0)
