@@ -166,7 +166,8 @@ def _parts(
     device = choose_engine(model, "torch").device
     cases["torch"] = torch_parts(load_checkpoint(model, device), crops, box)
     if "onnxruntime" in engines:
-        cases["onnxruntime"] = onnx_parts(graph_path(checkpoint_path(model)), crops, box, threads)
+        device = choose_engine(model, "onnxruntime").device
+        cases["onnxruntime"] = onnx_parts(graph_path(checkpoint_path(model)), crops, box, threads, device)
     for name, engine in engines.items():
         cases[name]["whole engine"] = lambda engine=engine: engine(crops, box)  # type: ignore[misc]
     flat = {f"{name}/{part}": case for name, parts in cases.items() for part, case in parts.items()}

@@ -14,6 +14,7 @@ from torch import nn
 
 from deformer_core.nn.deformer import DeFormer
 from deformer_core.runtime.export import INPUTS, ExportModel
+from deformer_core.runtime.onnx_engine import graph_providers
 
 PARTS = {
     "backbone": ("backbone",),
@@ -49,7 +50,7 @@ def torch_parts(model: DeFormer, crops: NDArray[np.uint8], box: NDArray[np.float
     return {part: lambda part=part: run(part) for part in PARTS}  # type: ignore[misc]
 
 
-def onnx_parts(path: Path, crops: NDArray[np.uint8], box: NDArray[np.float32], threads: int) -> Cases:
+def onnx_parts(path: Path, crops: NDArray[np.uint8], box: NDArray[np.float32], threads: int, device: str) -> Cases:
     """The parts of an exported graph in ONNX Runtime, cut out by the modules its operators come from.
 
     Empty where the onnx package, which cuts, is not installed.
@@ -65,10 +66,10 @@ def onnx_parts(path: Path, crops: NDArray[np.uint8], box: NDArray[np.float32], t
     whole.CopyFrom(graph)
     whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     given = dict(zip(INPUTS, (crops, box)))
-    values = given | dict(zip(wanted, _session(whole, threads).run(wanted, given)))
+    values = given | dict(zip(wanted, _session(whole, threads, device).run(wanted, given)))
 
     def case(part: onnx.ModelProto) -> Callable[[], object]:
-        session = _session(part, threads)
+        session = _session(part, threads, device)
         inputs = {value.name: values[value.name] for value in part.graph.input}
         return lambda: session.run(None, inputs)
 
@@ -101,10 +102,11 @@ def _scopes(node: Any) -> list[str]:
     return list(ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]")))[:-1]
 
 
-def _session(model: Any, threads: int) -> Any:
+def _session(model: Any, threads: int, device: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    providers = graph_providers(onnxruntime.get_available_providers(), device)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)

@@ -1,7 +1,8 @@
 """What runs the model. All engines give the same numbers, to the tolerance of `parity`.
 
 - `torch`: as it was trained, on the CPU or a GPU; `compiled`: by torch's compiler, for batches of fixed sizes;
-- `onnxruntime`, and `openvino` where it is installed: an exported graph on the CPU;
+- `onnxruntime`: an exported graph on the CPU, or on an NVIDIA GPU where it has providers for one, see `onnx_engine`;
+- `openvino`, where it is installed: the same graph on the CPU;
 - `tensorrt`: an exported graph on an NVIDIA GPU, see `tensorrt_engine`.
 
 An engine is called with crops (B, H, W, 3) uint8 RGB, an array or a tensor on its `crop_device`, and boxes (B, 3)
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import logging
 import time
 from importlib.metadata import version
@@ -30,14 +30,15 @@ from deformer_core.errors import InputError
 from deformer_core.files import cache_folder
 from deformer_core.nn.deformer import DeFormer
 from deformer_core.runtime.device_crops import Crops, on_device
-from deformer_core.runtime.export import INPUTS, METADATA_KEY, ExportModel, export_onnx
+from deformer_core.runtime.export import INPUTS, ExportModel, export_onnx
+from deformer_core.runtime.onnx_engine import OnnxEngine, has_gpu_providers
 from deformer_core.runtime.parity import check_parity
 from deformer_core.runtime.tensorrt_engine import TensorRtEngine, import_tensorrt, load_or_build
 
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "onnxruntime", "torch", "compiled", "openvino", "tensorrt")
-CPU_ONLY = ("onnxruntime", "openvino")
+CPU_ONLY = ("openvino",)
 BUCKETS = (1, 2, 4, 8, 16)
 """Batches of the compiled engine: others are filled up to the next."""
 TENSORRT_PRECISION = "float16"
@@ -103,35 +104,6 @@ def split_batch(count: int) -> list[int]:
     return [largest] * full + [min(bucket for bucket in BUCKETS if bucket >= rest)] * (rest > 0)
 
 
-class OnnxEngine:
-    """An exported graph in ONNX Runtime on the CPU; the model's classes and torch's kernels are not used.
-
-    Raises:
-        InputError: the file is no graph of `export_onnx`, or is damaged.
-    """
-
-    crop_device = None
-
-    def __init__(self, graph: Path, threads: int | None = None):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-            record = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])
-        except Exception as error:  # ONNX Runtime's own exceptions share no base but this
-            raise InputError(f"{graph} is not a graph of 'deformer export', or is damaged: export it again") from error
-        self._outputs = [output.name for output in self._session.get_outputs()]
-        self.image_size = int(record["image_size"])
-        self.description = f"ONNX Runtime {onnxruntime.__version__} on cpu"
-
-    def __call__(self, crops: Crops, box: NDArray[np.float32]) -> Arrays:
-        inputs = (np.ascontiguousarray(crops), np.ascontiguousarray(box, dtype=np.float32))
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(zip(INPUTS, inputs)))))
-
-
 class OpenVinoEngine:
     """An exported graph in OpenVINO on the CPU, in float32. Errors: `InputError`, no openvino or a damaged graph."""
 
@@ -179,6 +151,10 @@ def choose_engine(checkpoint: str | Path, engine: str = "auto", device: str = "a
         raise InputError(f"the {engine} engine runs on the CPU: use --engine torch for a GPU")
     if not (wants_gpu or device in ("auto", "cpu")):
         raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N")
+    if engine == "onnxruntime" and not has_gpu_providers():
+        if wants_gpu:
+            raise InputError("this onnxruntime has no provider for a GPU: pip install onnxruntime-gpu in its place")
+        device = "cpu"
     device = "cpu" if engine in CPU_ONLY else _torch_device(device)
     if engine == "tensorrt":
         import_tensorrt()
@@ -212,12 +188,13 @@ def make_engine(
     """
     choice = choose_engine(checkpoint, engine, device)
     path = checkpoint_path(checkpoint)
-    if choice.engine in (*CPU_ONLY, "tensorrt"):
+    if choice.engine in ("onnxruntime", "openvino", "tensorrt"):
         try:
             if choice.engine == "tensorrt":
                 return _described(_tensorrt_engine(path, choice.device), choice)
-            kind = OnnxEngine if choice.engine == "onnxruntime" else OpenVinoEngine
-            return _described(_graph_engine(path, kind, threads), choice)
+            if choice.engine == "openvino":
+                return _described(_graph_engine(path, OpenVinoEngine, threads), choice)
+            return _described(_onnx_engine(path, choice.device, threads), choice)
         except Exception as error:  # exporters and builders fail in many ways, and torch can do it too
             if engine != "auto":
                 raise
@@ -257,6 +234,20 @@ def cached_graph(checkpoint: Path, attention: str = "tiles", precision: str = "f
         export_onnx(load_checkpoint(checkpoint), graph, attention, precision)
         log.info("Exported in %.0f s to %s", time.monotonic() - start, graph)
     return graph
+
+
+def _onnx_engine(checkpoint: Path, device: str, threads: int | None) -> Engine:
+    """On a GPU checked against torch before its first use; the CPU takes over where that fails."""
+    on_cpu = _graph_engine(checkpoint, OnnxEngine, threads)
+    if device == "cpu":
+        return on_cpu
+    try:
+        engine = OnnxEngine(graph_path(checkpoint), threads, device)
+        check_parity(engine, TorchEngine(load_checkpoint(checkpoint)))
+        return engine
+    except Exception as error:  # providers fail in many ways
+        log.warning("Engine: ONNX Runtime on the CPU, its GPU cannot be used: %s", str(error).splitlines()[0])
+    return on_cpu
 
 
 def _graph_engine(checkpoint: Path, kind: type[OnnxEngine] | type[OpenVinoEngine], threads: int | None) -> Engine:

@@ -9,8 +9,9 @@ import torch
 from deformer_core.checkpoint import checkpoint_path, load_checkpoint
 from deformer_core.errors import InputError
 from deformer_core.files import replace_file
-from deformer_core.runtime.engines import TENSORRT_PRECISION, OnnxEngine, TorchEngine, cached_graph
+from deformer_core.runtime.engines import TENSORRT_PRECISION, TorchEngine, cached_graph
 from deformer_core.runtime.export import export_onnx
+from deformer_core.runtime.onnx_engine import OnnxEngine
 from deformer_core.runtime.parity import check_parity
 from deformer_core.runtime.tensorrt_engine import TensorRtEngine, build_plan, import_tensorrt
 

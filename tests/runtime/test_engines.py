@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -14,7 +15,6 @@ from deformer_core.runtime.engines import (
     BUCKETS,
     ENGINES,
     CompiledEngine,
-    OnnxEngine,
     TorchEngine,
     choose_engine,
     graph_path,
@@ -22,6 +22,7 @@ from deformer_core.runtime.engines import (
     split_batch,
 )
 from deformer_core.runtime.export import PORTABLE, check_graph
+from deformer_core.runtime.onnx_engine import CPU, GPU_PROVIDERS, OnnxEngine, graph_providers
 from deformer_core.runtime.parity import TOLERANCE, check_parity, difference
 
 
@@ -96,6 +97,34 @@ def test_parity_on_the_shipped_photo(checkpoint, graph):
     shifted.image_size, shifted.description = reference.image_size, "shifted"
     with pytest.raises(InputError, match="shifted differs from torch by 1.00 mm"):
         check_parity(shifted, reference)
+
+
+@pytest.mark.parametrize("device, number", [("cuda", "0"), ("cuda:2", "2")])
+def test_providers_go_by_what_is_there_and_the_device(device, number):
+    everything = [CPU, "AzureExecutionProvider", *reversed(GPU_PROVIDERS)]
+    for there in (everything, [CPU], [CPU, "CUDAExecutionProvider"]):
+        names, options = zip(*graph_providers(there, device))
+        assert list(names) == [name for name in GPU_PROVIDERS if name in there] + [CPU]  # TensorRT first, the CPU last
+        assert all(option["device_id"] == number for option in options[:-1])
+        assert graph_providers(there, "cpu") == [(CPU, {})]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_gpu_of_onnxruntime_that_cannot_be_used_is_replaced_by_the_cpu(checkpoint, graph, monkeypatch, rng, caplog):
+    """As by an onnxruntime-gpu on a machine whose driver it cannot use."""
+    with pytest.raises(InputError, match="cannot start a provider for cuda"):
+        OnnxEngine(graph, 1, "cuda")
+    assert choose_engine(checkpoint, "onnxruntime").device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_engine(checkpoint, "onnxruntime").device == "cpu"
+    with pytest.raises(InputError, match="no provider for a GPU"):
+        choose_engine(checkpoint, "onnxruntime", "cuda:1")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*GPU_PROVIDERS, CPU])
+    assert choose_engine(checkpoint, "onnxruntime") == ("onnxruntime", "cuda", "asked for")
+    engine = make_engine(checkpoint, "onnxruntime", threads=1)
+    assert " on cpu" in engine.description and caplog.text.count("its GPU cannot be used") == 1
+    inputs = random_input(rng, 1, 192)
+    assert_same(engine(*inputs), OnnxEngine(graph, 1)(*inputs))
 
 
 def test_openvino_agrees(model, checkpoint, graph, rng):
