@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class View:
 class BatchEstimator:
     """Reconstructs the bodies in any number of images.
 
-    When a GPU has no memory for a batch, it is halved, for good, and a warning says so.
+    When a GPU has no memory to cut a batch's crops or to run it, it is halved, for good, and a warning says so.
     """
 
     def __init__(self, engine: Engine, topology: BodyTopology):
@@ -65,12 +66,11 @@ class BatchEstimator:
         Raises:
             InputError: the engine's model has no such level, or the GPU has not even memory for one person.
         """
-        windows = [[CropWindow.from_bbox(box) for box in view.boxes] for view in views]
-        if not any(windows):
+        seen = [(view, CropWindow.from_bbox(box)) for view in views for box in view.boxes]
+        if not seen:
             return [[] for _ in views]
-        box = [window.box(view.intrinsics) for view, row in zip(views, windows) for window in row]
-        directions = np.stack(box).astype(np.float32)
-        outputs = self._run(self._cut(views, windows), directions)
+        directions = np.stack([window.box(view.intrinsics) for view, window in seen]).astype(np.float32)
+        outputs = self._run(seen, directions)
         people, first = [], 0
         for view in views:
             rows = slice(first, first + len(view.boxes))
@@ -79,29 +79,36 @@ class BatchEstimator:
             people.append(_people(view, part, directions[rows], levels))
         return people
 
-    def _cut(self, views: Sequence[View], windows: Sequence[Sequence[CropWindow]]) -> Crops:
-        """On the engine's GPU, or where it has none by OpenCV, which is faster on a CPU."""
-        device, size = self.engine.crop_device, self.engine.image_size
-        seen = [(view.image, row, view.intrinsics) for view, row in zip(views, windows) if row]
-        if device is not None:
-            return torch.cat([cut_crops(image, row, lens, size, device) for image, row, lens in seen])
-        return np.stack([cut_crop(image, window, lens, size) for image, row, lens in seen for window in row])
-
-    def _run(self, crops: Crops, box: NDArray[np.float32]) -> Arrays:
+    def _run(self, people: Sequence[tuple[View, CropWindow]], box: NDArray[np.float32]) -> Arrays:
+        """The engine's outputs for people of any number of views, those of a view side by side."""
         parts: list[Arrays] = []
         first = 0
-        while first < len(crops):
+        while first < len(people):
             rows = slice(first, first + self.max_crops)
+            some = people[rows]
             try:
-                parts.append(self.engine(crops[rows], box[rows]))
-                first += self.max_crops
+                parts.append(self.engine(self._cut(some), box[rows]))
+                first += len(some)
+                continue
             except torch.OutOfMemoryError as error:
-                self._shrink(len(crops[rows]), error)
+                if len(some) == 1:
+                    message = "the GPU has no memory even for one person: free some, or set device to cpu"
+                    raise InputError(message) from error
+            self._shrink(len(some))  # out here, where what the error held on to is free again
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _shrink(self, tried: int, error: Exception) -> None:
-        if tried == 1:
-            raise InputError("the GPU has no memory even for one person: free some, or set device to cpu") from error
+    def _cut(self, people: Sequence[tuple[View, CropWindow]]) -> Crops:
+        """On the engine's GPU, or where it has none by OpenCV, which is faster on a CPU."""
+        device, size = self.engine.crop_device, self.engine.image_size
+        if device is None:
+            return np.stack([cut_crop(view.image, window, view.intrinsics, size) for view, window in people])
+        crops = []
+        for _, group in groupby(people, key=lambda person: id(person[0])):
+            views, windows = zip(*group)
+            crops.append(cut_crops(views[0].image, windows, views[0].intrinsics, size, device))
+        return torch.cat(crops)
+
+    def _shrink(self, tried: int) -> None:
         self.max_crops = tried // 2
         torch.cuda.empty_cache()
         log.warning("The GPU has no memory for %d people at once: from now on %d at a time", tried, self.max_crops)

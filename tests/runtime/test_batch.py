@@ -1,5 +1,7 @@
 """Many images in one batch: the same people as one by one, and what happens when memory is short."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from deformer_core.body.topology import LEVELS
 from deformer_core.errors import InputError
 from deformer_core.geometry.camera import Intrinsics
+from deformer_core.runtime import batch
 from deformer_core.runtime.batch import MAX_CROPS, BatchEstimator, View, split_levels
 from deformer_core.runtime.estimator import Estimator
 
@@ -95,9 +98,52 @@ def test_a_batch_too_large_for_the_memory_is_halved_for_good(body, views, caplog
     assert engine.calls[4:] == [2, 2, 1]
 
 
-def test_no_memory_for_one_is_an_error(body, views):
+@pytest.mark.parametrize("capacity", [1, 2, 3])
+def test_crops_too_many_for_the_memory_halve_the_batch_too(body, views, monkeypatch, caplog, capacity):
+    """A GPU that has memory for some crops at once; torch's CPU device stands in for it."""
+    cut, cutting = batch.cut_crops, []
+
+    def cut_some(image, windows, *rest):
+        cutting.append(len(windows))
+        if len(windows) > capacity:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return cut(image, windows, *rest)
+
+    engine = LinearEngine(body, crop_device=torch.device("cpu"))
+    expected = BatchEstimator(engine, body)(views, ["coarse"])
+    engine.calls.clear()
+    monkeypatch.setattr(batch, "cut_crops", cut_some)
+    estimator = BatchEstimator(engine, body)
+    for one, other in zip(estimator(views, ["coarse"]), expected):
+        assert len(one) == len(other)
+        for ours, theirs in zip(one, other):
+            np.testing.assert_allclose(ours.vertices, theirs.vertices, atol=2e-3)  # a grey level is 1/255
+    # 5 people are at most 3 in one image: all at once, else 2 at a time, else one.
+    assert engine.calls == {1: [1] * 5, 2: [2, 2, 1], 3: [5]}[capacity]
+    assert estimator.is_reduced == (capacity < 3) and ("no memory for 5 people" in caplog.text) == (capacity < 3)
+    cutting.clear()
+    estimator(views, ["coarse"])
+    assert max(cutting) <= capacity  # for good
+
+
+def test_memory_of_a_failed_try_is_free_before_the_next(body, views, monkeypatch):
+    """What the error's traceback holds would still be taken when memory is given back to the system."""
+    given, alive = [], []
+
+    class Noting(LinearEngine):
+        def __call__(self, crops, box):
+            given.append(weakref.ref(crops))
+            return super().__call__(crops, box)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(crops() is not None for crops in given))
+    BatchEstimator(Noting(body, capacity=2, crop_device=torch.device("cpu")), body)(views, ["coarse"])
+    assert alive == [False]
+
+
+@pytest.mark.parametrize("crop_device", [None, torch.device("cpu")])
+def test_no_memory_for_one_is_an_error(body, views, crop_device):
     with pytest.raises(InputError, match="no memory even for one"):
-        BatchEstimator(LinearEngine(body, capacity=0), body)(views, ["coarse"])
+        BatchEstimator(LinearEngine(body, 0, crop_device), body)(views, ["coarse"])
 
 
 def test_a_crowd_is_worked_through_in_parts(body):
