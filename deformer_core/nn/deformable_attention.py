@@ -24,6 +24,9 @@ from deformer_core.errors import InputError
 
 Sampler = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
 
+SLOTS_AT_ONCE = 256
+"""Slots whose corners `sample_gather` picks at once: few enough for a processor's cache, see docs/performance.md."""
+
 
 def sample_grid(values: Sequence[Tensor], places: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of bilinear samples.
@@ -68,9 +71,11 @@ def sample_gather(values: Sequence[Tensor], places: Tensor, weights: Tensor) -> 
     lookup = torch.cat([pixels] * 4, -1) + offsets
     flat = torch.cat([F.pad(value, (1, 2, 1, 2)).flatten(2) for value in values], 2)
     rows = flat.unflatten(1, (heads, -1)).transpose(2, 3).flatten(0, 2)
-    picked = rows.index_select(0, lookup.flatten()).unflatten(0, lookup.shape)  # (B, H, S, K, D)
-    sampled = (blend[..., None, :] @ picked)[..., 0, :]
-    return sampled.transpose(2, 3).reshape(batch, -1, slots)
+    parts = []
+    for some, weight in zip(lookup.split(SLOTS_AT_ONCE, 2), blend.split(SLOTS_AT_ONCE, 2)):
+        picked = rows.index_select(0, some.flatten()).unflatten(0, some.shape)  # (B, H, S', K, D)
+        parts.append((weight[..., None, :] @ picked)[..., 0, :])
+    return torch.cat(parts, 2).transpose(2, 3).reshape(batch, -1, slots)
 
 
 def _cells(places: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:

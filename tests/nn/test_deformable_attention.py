@@ -5,6 +5,7 @@ from torch import Tensor
 from deformer_core.errors import InputError
 from deformer_core.nn.deformable_attention import (
     SAMPLERS,
+    SLOTS_AT_ONCE,
     DeformableMeshAttention,
     sample_gather,
     sample_grid,
@@ -22,8 +23,9 @@ def example(
 
 
 @pytest.mark.parametrize("reach", [0.5, 1.3, 1e4])
-def test_samplers_agree(reach: float, seed: int) -> None:
-    values, places, weights = example(reach=reach)
+@pytest.mark.parametrize("slots", [50, SLOTS_AT_ONCE, 2 * SLOTS_AT_ONCE + 7])
+def test_samplers_agree(reach: float, slots: int, seed: int) -> None:
+    values, places, weights = example(reach=reach, slots=slots)
     places[..., 0] = 1.0  # the very edge
     places[..., 1] = 1 + 1 / SHAPES[0][1]  # where the last pixel's tent ends
     torch.testing.assert_close(
