@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from deformer_core.cli import main
 
@@ -234,6 +236,14 @@ def test_doctor(scene, capsys):
 def test_export_of_a_bad_checkpoint(scene, capsys):
     assert main(["export", "--model", "absent.safetensors", "--out", "a.onnx"]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err and not Path("a.onnx").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and find_spec("tensorrt") is not None, reason="it can be had here")
+def test_export_to_tensorrt_says_what_is_missing(scene, capsys):
+    assert main(["export", "--format", "tensorrt", "--out", "a.plan"]) == 2
+    error = capsys.readouterr().err
+    assert ("pip install" in error or "torch sees none" in error) and error.count("\n") == 1
+    assert not Path("a.plan").exists()
 
 
 def test_unknown_options(scene):
