@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import logging
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -41,7 +42,8 @@ ENGINES = ("auto", "onnxruntime", "torch", "compiled", "openvino", "tensorrt")
 CPU_ONLY = ("openvino",)
 BUCKETS = (1, 2, 4, 8, 16)
 """Batches of the compiled engine: others are filled up to the next."""
-TENSORRT_PRECISION = "float16"
+TENSORRT_PRECISIONS = ("float16", "bfloat16")
+"""Of the backbone, the more exact first; bfloat16 for one whose values are too large for float16."""
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -259,12 +261,21 @@ def _graph_engine(checkpoint: Path, kind: type[OnnxEngine] | type[OpenVinoEngine
     return kind(cached_graph(checkpoint, anew=True), threads)
 
 
-def _tensorrt_engine(checkpoint: Path, device: str) -> TensorRtEngine:
-    """Checked against torch before its first use, whatever the cache holds."""
-    graph = cached_graph(checkpoint, "auto", TENSORRT_PRECISION)
+def _tensorrt_engine(
+    checkpoint: Path, device: str, precisions: Sequence[str] = TENSORRT_PRECISIONS
+) -> TensorRtEngine:
+    """Of the first precision that keeps to its tolerance: checked against torch before its first use, cached or not."""
+    precision, *others = precisions
+    graph = cached_graph(checkpoint, "auto", precision)
     model = load_checkpoint(checkpoint)
-    engine = load_or_build(graph, int(model.backbone.image_size), device, TENSORRT_PRECISION)
-    check_parity(engine, TorchEngine(model, device), TENSORRT_PRECISION)
+    engine = load_or_build(graph, int(model.backbone.image_size), device, precision)
+    try:
+        check_parity(engine, TorchEngine(model, device), precision)
+    except InputError as error:
+        if not others:
+            raise
+        log.warning("Engine: TensorRT in %s, since %s", others[0], error)
+        return _tensorrt_engine(checkpoint, device, others)
     return engine
 
 

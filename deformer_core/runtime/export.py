@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ from deformer_core.nn.deformer import DeFormer
 from deformer_core.nn.sparse_attention import DENSE_LIMITS
 
 OPSET = 18
+MASKED = -60.0
+"""What graphs add to the scores of tokens that no link joins, in place of minus infinity: they weigh 1e-26 of a linked
+token of the same score. ONNX Runtime makes denormal numbers of anything below -87, which Intel's processors are slow
+with (a fifth of the whole model's time, see docs/performance.md)."""
 INPUTS = ("crops", "box")
 METADATA_KEY = "deformer"
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -85,6 +90,8 @@ def export_onnx(model: DeFormer, path: Path, attention: str = "tiles", precision
         attention = "dense" if len(model.decoder.order) <= DENSE_LIMITS["cuda"] else "tiles"
     exported = DeFormer(replace(model.config, sampling="gather", attention=attention), body)
     exported.load_state_dict(model.state_dict())
+    for constant in exported.decoder.buffers():
+        constant[constant == -math.inf] = MASKED
     crops = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     box = torch.tensor([[0.0, 0.0, 0.2], [0.1, -0.1, 0.3]])
     batch = torch.export.Dim("batch", min=1, max=1024)

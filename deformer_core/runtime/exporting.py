@@ -9,7 +9,7 @@ import torch
 from deformer_core.checkpoint import checkpoint_path, load_checkpoint
 from deformer_core.errors import InputError
 from deformer_core.files import replace_file
-from deformer_core.runtime.engines import TENSORRT_PRECISION, TorchEngine, cached_graph
+from deformer_core.runtime.engines import TENSORRT_PRECISIONS, TorchEngine, cached_graph
 from deformer_core.runtime.export import export_onnx
 from deformer_core.runtime.onnx_engine import OnnxEngine
 from deformer_core.runtime.parity import check_parity
@@ -28,7 +28,7 @@ def export(model: str | Path, out: Path, kind: str = "onnx", precision: str | No
     Raises:
         InputError: a bad checkpoint, a missing package or GPU, a folder that cannot be written, or no parity.
     """
-    precision = precision or (TENSORRT_PRECISION if kind == "tensorrt" else "float32")
+    precision = precision or (TENSORRT_PRECISIONS[0] if kind == "tensorrt" else "float32")
     if kind == "tensorrt":
         return _export_tensorrt(model, out, precision)
     export_onnx(load_checkpoint(model), out, precision=precision)

@@ -36,7 +36,7 @@ class TensorRtEngine:
     plan: of `build_plan`. device: "cuda" or "cuda:N", the GPU it was built on.
 
     Raises:
-        InputError: no tensorrt, or the plan is of another version or GPU, or damaged.
+        InputError: no tensorrt, the plan is of another version or GPU, or damaged, or there is no memory for it.
     """
 
     def __init__(self, plan: bytes, image_size: int, device: str = "cuda", precision: str = "float16"):
@@ -49,6 +49,8 @@ class TensorRtEngine:
             if self._engine is None:
                 raise InputError("the TensorRT engine is of another version or GPU, or damaged: build it again")
             self._context = self._engine.create_execution_context()
+            if self._context is None:  # which takes all the memory that running needs
+                raise InputError("the GPU has no memory for the TensorRT engine: free some")
             self._stream = torch.cuda.Stream()
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._outputs = [name for name in names if name not in INPUTS]

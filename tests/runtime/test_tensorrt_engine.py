@@ -114,6 +114,14 @@ def test_crops_on_the_gpu_are_read_where_they_are(context, rng):
     assert engine.crop_device == torch.device("cpu")
 
 
+def test_an_engine_that_does_not_fit_is_told(context, monkeypatch):
+    full = SimpleNamespace(create_execution_context=lambda: None)
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: full)
+    monkeypatch.setattr(sys.modules["tensorrt"], "Runtime", lambda logger: runtime)
+    with pytest.raises(InputError, match="no memory for the TensorRT engine"):
+        tensorrt_engine.TensorRtEngine(b"", 8, "cpu")
+
+
 def test_without_the_package_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(InputError, match=r"pip install 'deformer\[gpu\]'"):
@@ -153,6 +161,27 @@ def test_auto_takes_it_where_there_is_a_gpu_and_falls_back_with_one_line(checkpo
     assert made == ["meta"] and caplog.text.count("TensorRT cannot be used") == 1
     with pytest.raises(InputError, match="Abacus"):
         make_engine(checkpoint, "tensorrt")
+
+
+def test_what_float16_cannot_hold_is_built_in_bfloat16(checkpoint, model, monkeypatch, caplog):
+    """An engine is stood in for by torch, whose backbone's values leave float16."""
+    reference = TorchEngine(model)
+    built = []
+
+    def build(graph, image_size, device, precision):
+        def engine(crops, box):
+            error = {"float16": np.float32(np.nan), "bfloat16": np.float32(0.01)}[precision]
+            return {name: array + error for name, array in reference(crops, box).items()}
+
+        built.append(precision)
+        engine.image_size, engine.description = image_size, precision
+        return engine
+
+    monkeypatch.setattr(engines, "choose_engine", lambda *_: engines.Choice("tensorrt", "cpu", "asked for"))
+    monkeypatch.setattr(engines, "cached_graph", lambda *_: None)
+    monkeypatch.setattr(engines, "load_or_build", build)
+    assert make_engine(checkpoint, "tensorrt").description == "bfloat16 (asked for)"
+    assert built == ["float16", "bfloat16"] and "float16 differs from torch by nan mm" in caplog.text
 
 
 @pytest.mark.usefixtures("refusing")
