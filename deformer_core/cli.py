@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 ENGINES = ("auto", "onnxruntime", "torch", "compiled", "openvino", "tensorrt")
 """Of `runtime.engines`, which is not imported for `--help`."""
+MIRRORED = "look at each person in a mirror too and take the mean: more exact, half as fast"
 FrameEstimate = Callable[["Frame"], "list[Person]"]
 Boxes = list[list[float]] | dict[str, list[list[float]]] | None
 """For every input, or by file name."""
@@ -82,6 +83,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=ENGINES, default="auto")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--threads", type=int, help="processor threads (default: all)")
+    add("--mirrored", action="store_true", help=MIRRORED)
     add("--score", type=float, default=0.4, help="smallest score of a detected person (default: 0.4)")
     add("--max-people", type=int, default=20, help="most people of one image (default: 20)")
     add("--smoothing", type=float, default=0.3, help="of videos over time, from 0 (off) to 1 (strong) (default: 0.3)")
@@ -106,6 +108,7 @@ def _add_bag(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=ENGINES, default="auto")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--threads", type=int, default=0, help="processor threads (default: all)")
+    add("--mirrored", action="store_true", help=MIRRORED)
     add("--smoothing", type=float, default=0.3, help="over time, from 0 (off) to 1 (strong) (default: 0.3)")
     add("--batch", type=int, default=8, help="images worked through at once (default: 8)")
     add("--overwrite", action="store_true", help="replace OUT, and what a run with other options left unfinished")
@@ -223,7 +226,7 @@ def _make_estimator(arguments: argparse.Namespace, boxes: Boxes) -> Estimator:
         detect = PersonDetector(threads=arguments.threads)
         detector = partial(detect, score=arguments.score, max_people=arguments.max_people)
     return Estimator.from_pretrained(
-        arguments.model, arguments.engine, arguments.device, detector=detector, threads=arguments.threads
+        arguments.model, arguments.engine, arguments.device, detector, arguments.threads, arguments.mirrored
     )
 
 

@@ -301,6 +301,7 @@ def run(arguments: Any) -> int:
         device=arguments.device,
         threads=arguments.threads,
         rectification="rectified" if arguments.rectified else "auto",
+        mirrored=arguments.mirrored,
         smoothing=arguments.smoothing,
         mesh_level=arguments.level,
     )

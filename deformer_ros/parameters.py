@@ -58,6 +58,9 @@ class Settings:
     threads: int = _parameter(
         0, "Threads of the model on a CPU; 0 takes all cores.", when=CONFIGURE, low=0, high=256
     )
+    mirrored: bool = _parameter(
+        False, "Look at each person in a mirror too and take the mean: more exact, half as fast.", when=CONFIGURE
+    )
     camera_names: list[str] = _parameter(
         [""], "Names of the cameras, which prefix their topics; one empty name adds no prefix.", when=CONFIGURE
     )

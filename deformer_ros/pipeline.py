@@ -74,7 +74,7 @@ def load_model(settings: Settings) -> Model:
     topology = read_checkpoint_info(settings.checkpoint).body()
     threads = settings.threads or None
     try:
-        engine = make_engine(settings.checkpoint, settings.engine, settings.device, threads)
+        engine = make_engine(settings.checkpoint, settings.engine, settings.device, threads, settings.mirrored)
         return make_model(BatchEstimator(engine, topology), PersonDetector(threads=threads))
     except torch.OutOfMemoryError as error:
         raise InputError("the GPU has no memory for the model: free some, or set device to cpu") from error

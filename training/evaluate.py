@@ -161,7 +161,7 @@ class Evaluation:
 def evaluate(options: argparse.Namespace, checkpoint: str) -> dict[str, Any]:
     """All rows: {model: {set: {figure: value}}}. Errors: `InputError` for a bad checkpoint, protocol or data set."""
     topology = read_checkpoint_info(checkpoint).body()
-    evaluation = Evaluation(options, make_engine(checkpoint, options.engine), topology)
+    evaluation = Evaluation(options, make_engine(checkpoint, options.engine, mirrored=options.mirrored), topology)
     name = Path(checkpoint).stem
     if options.protocol is None:
         return {name: evaluation.all()}
@@ -222,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pose2sim", type=Path, help="Demo_SinglePerson (default: of the installed package)")
     parser.add_argument("--limit", type=int, help="people of each set at most, for a quick look")
     parser.add_argument("--engine", choices=ENGINES, default="torch")
+    parser.add_argument("--mirrored", action="store_true", help="of people and their mirror images, the mean")
     parser.add_argument("--out", type=Path, default=Path("out/evaluate.json"))
     options = parser.parse_args(arguments)
     try:

@@ -32,6 +32,7 @@ from deformer_core.files import cache_folder
 from deformer_core.nn.deformer import DeFormer
 from deformer_core.runtime.device_crops import Crops, on_device
 from deformer_core.runtime.export import INPUTS, ExportModel, export_onnx
+from deformer_core.runtime.mirrored import MirroredEngine
 from deformer_core.runtime.onnx_engine import OnnxEngine, has_gpu_providers
 from deformer_core.runtime.parity import check_parity
 from deformer_core.runtime.tensorrt_engine import TensorRtEngine, import_tensorrt, load_or_build
@@ -177,17 +178,24 @@ def choose_engine(checkpoint: str | Path, engine: str = "auto", device: str = "a
 
 
 def make_engine(
-    checkpoint: str | Path, engine: str = "auto", device: str = "auto", threads: int | None = None
+    checkpoint: str | Path,
+    engine: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    mirrored: bool = False,
 ) -> Engine:
     """The engine for a checkpoint (a path, or shipped weights by name).
 
     engine: one of `ENGINES`; "auto" is, on a GPU, TensorRT if it is installed and torch if not; on a CPU, ONNX
     Runtime if a graph can be had and torch if not. What auto chose and cannot be made is replaced by torch, with one
-    line. device: "auto", "cpu", "cuda", "cuda:N". threads: of the CPU, all by default.
+    line. device: "auto", "cpu", "cuda", "cuda:N". threads: of the CPU, all by default. mirrored: see `mirrored`.
 
     Raises:
         InputError: a bad checkpoint (see `load_checkpoint`), or an engine or device that cannot be had.
     """
+    if mirrored:
+        topology = read_checkpoint_info(checkpoint).body()
+        return MirroredEngine(make_engine(checkpoint, engine, device, threads), topology)
     choice = choose_engine(checkpoint, engine, device)
     path = checkpoint_path(checkpoint)
     if choice.engine in ("onnxruntime", "openvino", "tensorrt"):

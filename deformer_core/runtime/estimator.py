@@ -40,10 +40,11 @@ class Estimator:
         device: str = "auto",
         detector: Detector | None = None,
         threads: int | None = None,
+        mirrored: bool = False,
     ) -> Estimator:
         """From shipped weights by name, or a checkpoint file. Errors: `InputError`, as `engines.make_engine`."""
         topology = read_checkpoint_info(name_or_path).body()
-        return cls(make_engine(name_or_path, engine, device, threads), topology, detector)
+        return cls(make_engine(name_or_path, engine, device, threads, mirrored), topology, detector)
 
     def __call__(
         self,
