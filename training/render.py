@@ -77,11 +77,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--sheet", type=Path, help="also write a picture of the first 32 samples with their joints")
     parser.add_argument("--motion-capture", type=Path, help="folder of recorded poses")
+    parser.add_argument("--clothes", type=Path, help="folder or tar archive of MakeHuman's clothes and hair")
     parser.add_argument("--backgrounds", type=Path, help="folder of photos")
     parser.add_argument("--background-people", type=Path, help="COCO-people json of photos, in place of a folder")
     parser.add_argument("--split", choices=("train", "held_out"), help="of poses and backgrounds")
     arguments = parser.parse_args()
-    names = ("motion_capture", "backgrounds", "background_people", "split")
+    names = ("motion_capture", "clothes", "backgrounds", "background_people", "split")
     overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     try:
         run(arguments, read_config(arguments.config, overrides))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ from deformer_core.body.assets import load_body
 from deformer_core.body.parametric import ParametricBody
 from deformer_core.data.mocap import load_pose_bank
 from deformer_core.data.synthetic import post
-from deformer_core.data.synthetic.appearance import sample_appearance, sample_light
+from deformer_core.data.synthetic.appearance import Appearance, sample_appearance, sample_light
 from deformer_core.data.synthetic.backgrounds import BackgroundBank
 from deformer_core.data.synthetic.garments import DressedBody, dress
 from deformer_core.data.synthetic.poses import KINDS, PoseConfig, PoseSampler
 from deformer_core.data.synthetic.renderer import Figure, Layers, Renderer
 from deformer_core.data.synthetic.scene import Scene, SceneConfig, rotation, sample_scene
+from deformer_core.data.synthetic.wardrobe import Wardrobe, Worn
 from deformer_core.geometry.camera import camera_from_translation, crop_rotation, project_crop
 
 FloatArray = NDArray[np.float32]
@@ -59,6 +60,8 @@ class SyntheticConfig:
     """"train" or "held_out": of the recorded clips and of the backgrounds."""
     motion_capture: Path | None = None
     """Folder for `load_pose_bank`."""
+    clothes: Path | None = None
+    """Folder or tar archive for `load_garments`; without it clothes are painted."""
     backgrounds: Path | None = None
     """Folder of photos."""
     background_people: Path | None = None
@@ -88,6 +91,7 @@ class Studio:
 
     def __init__(self, config: SyntheticConfig) -> None:
         self.body: DressedBody = dress(load_body(config.body))
+        self.wardrobe = None if config.clothes is None else Wardrobe(config.clothes, self.body)
         self.parametric = ParametricBody(self.body.topology, ("coarse", "dressed"))
         self.backgrounds = BackgroundBank(
             config.backgrounds, config.background_people, config.split, config.background_count, config.image_size
@@ -148,8 +152,22 @@ class SyntheticDataset:
     def _figure(
         self, rng: np.random.Generator, posed: Posed, view: NDArray, translation: NDArray, is_subject: bool
     ) -> Figure:
-        vertices = posed.dressed @ view.T.astype(np.float32) + translation.astype(np.float32)
-        return Figure(vertices, sample_appearance(rng, self.studio.body), is_subject)
+        turn, shift = view.T.astype(np.float32), translation.astype(np.float32)
+        look = sample_appearance(rng, self.studio.body)
+        worn = self._dress(rng, posed, look)
+        worn = [replace(one, vertices=one.vertices @ turn + shift) for one in worn]
+        return Figure(posed.dressed @ turn + shift, look, is_subject, worn)
+
+    def _dress(self, rng: np.random.Generator, posed: Posed, look: Appearance) -> list[Worn]:
+        """Put garments on a body, the look made to suit them."""
+        wardrobe = self.studio.wardrobe
+        if wardrobe is None:
+            return []
+        # A generator of their own: with clothes or without, all else in the picture is the same.
+        own = rng.spawn(1)[0]
+        worn = wardrobe.pose(wardrobe.choose(own), posed.rotations, posed.shape)
+        wardrobe.undress(own, look, worn)
+        return worn
 
     def _companions(self, rng: np.random.Generator, scene: Scene) -> tuple[list[Figure], bool]:
         """Other people in the picture, mostly behind; and whether one may hide a part of the subject."""

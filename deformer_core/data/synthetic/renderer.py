@@ -7,20 +7,23 @@ gives exact coverage for blending.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deformer_core.data.synthetic.appearance import Appearance
+from deformer_core.data.synthetic.clothes import Garment
 from deformer_core.data.synthetic.garments import DressedBody
 from deformer_core.data.synthetic.shaders import FRAGMENT, VERTEX
+from deformer_core.data.synthetic.wardrobe import Worn
 from deformer_core.errors import InputError
 
 FloatArray = NDArray[np.float32]
 
 _PIECES = {"body": 0, "skirt": 1, "hair": 2}
+_GARMENTS = {"suit": 3, "shoes": 4, "hair": 5, "hat": 6}
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Figure:
     vertices: FloatArray
     appearance: Appearance
     is_subject: bool
+    worn: list[Worn] = field(default_factory=list)
+    """Garments, their vertices in the full camera's axes."""
 
 
 @dataclass(frozen=True)
@@ -103,21 +108,57 @@ class Renderer:
             flags = self._moderngl.DEPTH_TEST | (self._moderngl.CULL_FACE if piece == "body" else 0)
             self._context.enable_only(flags)
             self._program["piece"].value = _PIECES[piece]
-            self._arrays[piece].render()
+            if piece == "body" and figure.worn:
+                self._draw_uncovered(figure.worn)
+            else:
+                self._arrays[piece].render()
+        for worn in figure.worn:
+            self._draw_garment(worn)
+
+    def _draw_uncovered(self, worn: list[Worn]) -> None:
+        """The body without the faces that garments hide."""
+        hidden = np.logical_or.reduce([one.garment.hides for one in worn])
+        faces = self.body.faces["body"]
+        faces = faces[~hidden[faces].all(1)]
+        self._body_faces.write(faces.tobytes())
+        self._uncovered.render(vertices=faces.size)
+
+    def _draw_garment(self, worn: Worn) -> None:
+        garment = worn.garment
+        if garment.name not in self._garments:
+            self._garments[garment.name] = self._make_garment(garment)
+        normals, points, array = self._garments[garment.name]
+        vertices = worn.vertices + worn.lift * normals(worn.vertices)
+        points.write(np.concatenate([vertices, normals(vertices)], 1).astype(np.float32).tobytes())
+        self._context.enable_only(self._moderngl.DEPTH_TEST)
+        self._program["piece"].value = _GARMENTS[garment.kind]
+        array.render()
+
+    def _make_garment(self, garment: Garment) -> tuple[NormalField, Any, Any]:
+        level = garment.level
+        points, content = self._content(np.concatenate([level.vertices, garment.side[:, None]], 1))
+        array = self._context.vertex_array(self._program, content, self._context.buffer(level.faces.tobytes()))
+        return NormalField(level.faces, len(level.vertices)), points, array
 
     def _set(self, uniforms: dict[str, Any]) -> None:
         for name, value in uniforms.items():
             self._program[name].value = value
 
     def _make_buffers(self) -> None:
-        rest = np.concatenate([self.body.level.vertices, self.body.arm[:, None]], 1).astype(np.float32)
-        self._points = self._context.buffer(reserve=len(rest) * 24, dynamic=True)
-        static = self._context.buffer(rest.tobytes())
-        content = [(self._points, "3f 3f", "in_position", "in_normal"), (static, "3f 1f", "in_rest", "in_arm")]
+        self._points, content = self._content(np.concatenate([self.body.level.vertices, self.body.arm[:, None]], 1))
         self._arrays = {
             piece: self._context.vertex_array(self._program, content, self._context.buffer(faces.tobytes()))
             for piece, faces in self.body.faces.items()
         }
+        self._garments: dict[str, tuple[NormalField, Any, Any]] = {}
+        self._body_faces = self._context.buffer(reserve=self.body.faces["body"].nbytes, dynamic=True)
+        self._uncovered = self._context.vertex_array(self._program, content, self._body_faces)
+
+    def _content(self, rest: FloatArray) -> tuple[Any, Any]:
+        """A buffer for posed places and normals, and what a vertex array is made of. rest: (V, 4) place, "arm"."""
+        points = self._context.buffer(reserve=len(rest) * 24, dynamic=True)
+        static = self._context.buffer(rest.astype(np.float32).tobytes())
+        return points, [(points, "3f 3f", "in_position", "in_normal"), (static, "3f 1f", "in_rest", "in_arm")]
 
     def _make_target(self, side: int) -> None:
         color = self._context.renderbuffer((side, side), 4)

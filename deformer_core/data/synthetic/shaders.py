@@ -26,7 +26,7 @@ FRAGMENT = """
 #version 330
 struct Cloth { vec3 first; vec3 second; int pattern; vec3 along; vec3 across; float gloss; float wrinkle; };
 uniform Cloth top, bottom;
-uniform int piece;       // 0 body, 1 skirt, 2 long hair
+uniform int piece;       // 0 body, 1 skirt, 2 long hair; garments: 3 clothes, 4 shoes, 5 hair, 6 hat
 uniform float is_subject;
 uniform float flat_color;
 uniform vec3 skin, lips, hair, brow, iris, hat, shoe, sole, sock;
@@ -62,6 +62,16 @@ void main() {
     bool is_head = r.y < neck_at.y - 0.035 && arm < 0.0;
 
     if (piece == 2) { albedo = hair * (0.8 + 0.4 * wave(r.x * 400.0 + 3.0 * sin(r.y * 30.0))); gloss = 0.12; }
+    else if (piece == 3) {   // `arm` says which side of a garment this is, see `clothes`
+        if (arm < 0.25 || (arm < 0.75 && r.y < waist_y)) {
+            albedo = cloth_color(top, r); gloss = top.gloss; wrinkle = top.wrinkle;
+        } else { albedo = cloth_color(bottom, r); gloss = bottom.gloss; wrinkle = bottom.wrinkle; }
+    } else if (piece == 4) {
+        albedo = arm > 0.5 ? sock : (r.y > sole_y ? sole : shoe);
+        gloss = arm > 0.5 ? 0.0 : 0.1;
+    } else if (piece == 5) {
+        albedo = hair * (0.85 + 0.3 * wave(r.x * 500.0 + r.z * 300.0 + 5.0 * sin(r.y * 30.0))); gloss = 0.12;
+    } else if (piece == 6) { albedo = hat; gloss = 0.02; wrinkle = 0.1; }
     else if (piece == 1) { albedo = cloth_color(bottom, r); gloss = bottom.gloss; wrinkle = bottom.wrinkle; }
     else if (is_head) {
         float t = smoothstep(0.0, 1.0, clamp((r.z - eye_at.z - 0.045) / 0.06, 0.0, 1.0));

@@ -119,7 +119,10 @@ def decode_images(shard: Record, rows: Sequence[int] | None = None) -> np.ndarra
 
 def _check_same_recipe(folder: Path, config: SyntheticConfig, seed: int) -> None:
     """A folder holds the samples of one configuration and seed; a resumed run must not mix two."""
-    recipe = sha256(repr((VERSION, sorted(asdict(config).items()), seed)).encode()).hexdigest()[:16]
+    values = asdict(config)
+    if config.clothes is None:  # so that folders of renders from before there were garments go on
+        del values["clothes"]
+    recipe = sha256(repr((VERSION, sorted(values.items()), seed)).encode()).hexdigest()[:16]
     note = folder / "recipe.txt"
     if not note.exists():
         note.write_text(recipe + "\n")
