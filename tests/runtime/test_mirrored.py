@@ -40,6 +40,26 @@ def test_a_mirror_image_has_the_mirrored_body(looking, body):
     np.testing.assert_array_equal(ours["keypoints"], alone["keypoints"])
 
 
+def test_bodies_that_face_apart_have_no_mean(body):
+    """Two people, one of whom an engine sees turned by 50 degrees in the mirror, the other by 70."""
+    level = body.levels["full"]
+    joints = body.levels["coarse"].joint_regressor.dense() @ body.levels["coarse"].vertices
+    angles = np.radians([0, 0, 50, 70])
+    turns = np.stack([[[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]] for a in angles])
+
+    def engine(crops, box):
+        camera = np.array([[1, 0.1, 0.2]] * 2 + [[2, -0.1, 0.4]] * 2, np.float32)
+        bodies = {"vertices_full": level.vertices, "joints": joints}
+        return {name: (array @ turns).astype(np.float32) for name, array in bodies.items()} | {"camera": camera}
+
+    engine.image_size, engine.crop_device, engine.description = 8, None, "turning"
+    found = MirroredEngine(engine, body)(np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 3), np.float32))
+    np.testing.assert_allclose(found["camera"], [[1.5, 0.1, 0.3], [1, 0.1, 0.2]], rtol=1e-6)
+    np.testing.assert_allclose(found["joints"][1], joints, atol=1e-5)
+    np.testing.assert_allclose(found["vertices_full"][1], level.vertices, atol=1e-5)
+    assert np.abs(found["joints"][0] - joints).max() > 0.02
+
+
 def test_crops_may_be_tensors(looking, body):
     engine, crops, box = looking
     both = MirroredEngine(engine, body)
