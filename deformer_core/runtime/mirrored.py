@@ -28,9 +28,9 @@ APART = 0.5
 
 
 class MirroredEngine:
-    """An engine, see `engines.Engine`, whose bodies are means over each crop and its mirror image, where both face one way.
+    """An engine, see `engines.Engine`, whose bodies are means over each crop and its mirror image.
 
-    Keypoints stay those of the crop. topology: the body of the engine's model.
+    Keypoints stay those of the crop, as do bodies that face apart. topology: the body of the engine's model.
 
     Raises:
         InputError: the body has no left and right that mirror each other.
