@@ -13,28 +13,27 @@ from torch import Tensor
 
 from deformer_core.body.topology import BodyTopology
 from deformer_core.data.sample import Batch, Sample
-from deformer_core.geometry.camera import CropWindow, camera_from_translation, camera_translation, crop_rotation
+from deformer_core.geometry.camera import FLIP, CropWindow, camera_from_translation, camera_translation, crop_rotation
 
 # COCO-17: nose, then eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, left before right.
 KEYPOINT_MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
-_FLIP = np.array([-1, 1, 1], np.float32)
 
 
 def mirror_sample(sample: Sample, topology: BodyTopology) -> Sample:
     """The sample as seen in a mirror beside the camera: left is right, for image, 2D, 3D, rig and crop alike."""
     joints, bones = list(topology.joint_mirror), topology.rig.mirror
-    turn = _FLIP[:, None] * _FLIP
+    turn = FLIP[:, None] * FLIP
     return replace(
         sample,
-        box=sample.box * _FLIP,
-        uv=sample.uv[joints] * _FLIP[:2],
+        box=sample.box * FLIP,
+        uv=sample.uv[joints] * FLIP[:2],
         uv_weight=sample.uv_weight[joints],
         image=None if sample.image is None else np.ascontiguousarray(sample.image[:, ::-1]),
-        joints=None if sample.joints is None else sample.joints[joints] * _FLIP,
+        joints=None if sample.joints is None else sample.joints[joints] * FLIP,
         joints_weight=None if sample.joints_weight is None else sample.joints_weight[joints],
         rotations=None if sample.rotations is None else sample.rotations[bones] * turn,
         camera=None if sample.camera is None else sample.camera * np.array([1, -1, 1], np.float32),
-        keypoints=None if sample.keypoints is None else sample.keypoints[list(KEYPOINT_MIRROR)] * _FLIP,
+        keypoints=None if sample.keypoints is None else sample.keypoints[list(KEYPOINT_MIRROR)] * FLIP,
     )
 
 

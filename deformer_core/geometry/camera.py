@@ -20,6 +20,8 @@ from torch import Tensor
 
 FloatArray = NDArray[np.floating]
 
+FLIP = np.array([-1, 1, 1], np.float32)
+"""Points, and a crop's box, as seen in a mirror beside the camera."""
 NEAR = 0.05
 """Metres. Points nearer than this (or behind the camera) project as if they were here."""
 

@@ -27,7 +27,7 @@ OPSET = 18
 MASKED = -60.0
 """What graphs add to the scores of tokens that no link joins, in place of minus infinity: they weigh 1e-26 of a linked
 token of the same score. ONNX Runtime makes denormal numbers of anything below -87, which Intel's processors are slow
-with (a fifth of the whole model's time, see docs/performance.md)."""
+with (a tenth of the whole model's time, see docs/performance.md)."""
 INPUTS = ("crops", "box")
 METADATA_KEY = "deformer"
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 
 from deformer_core.body.topology import BodyTopology
 from deformer_core.errors import InputError
+from deformer_core.geometry.camera import FLIP
 from deformer_core.runtime.device_crops import Crops
 
 if TYPE_CHECKING:
     from deformer_core.runtime.engines import Engine
-
-FLIP = np.array([-1, 1, 1], np.float32)
-"""Model space, and a crop's box, in a mirror beside the camera."""
 
 APART = 0.5
 """Cosine of the angle between two bodies' fronts from which on they have a mean. On renders 0 to 0.85 do alike."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deformer_core.geometry.camera import project_crop
+from deformer_core.geometry.camera import FLIP, project_crop
 from deformer_core.training.lifting import LiftingMLP
 from deformer_core.training.metrics import FloatArray, joint_errors
 from deformer_core.training.progress import progress
@@ -19,7 +19,6 @@ Crop = tuple[NDArray[np.uint8], NDArray[np.float32]]
 """(S, S, 3) RGB and its box (3,)."""
 Model = Callable[[NDArray[np.uint8], NDArray[np.float32]], dict[str, NDArray[np.float32]]]
 """Crops (B, S, S, 3) and boxes (B, 3) to arrays by name, as `runtime.engines` gives them."""
-_FLIP = np.array([-1, 1, 1], np.float32)
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def batches(crops: Iterable[Crop]) -> Iterator[Crop]:
 def mirrored(crops: Iterable[Crop]) -> Iterator[Crop]:
     """The crops as seen in a mirror beside the camera."""
     for image, box in crops:
-        yield np.ascontiguousarray(image[:, ::-1]), box * _FLIP
+        yield np.ascontiguousarray(image[:, ::-1]), box * FLIP
 
 
 def flip_error(joints: FloatArray, of_mirrored: FloatArray, joint_mirror: Sequence[int]) -> FloatArray:
@@ -81,7 +80,7 @@ def flip_error(joints: FloatArray, of_mirrored: FloatArray, joint_mirror: Sequen
 
     joints, of_mirrored: (N, J, 3) millimetres. A model that treats left and right alike has 0.
     """
-    return joint_errors(of_mirrored[:, list(joint_mirror)] * _FLIP, joints).mean(-1)
+    return joint_errors(of_mirrored[:, list(joint_mirror)] * FLIP, joints).mean(-1)
 
 
 def lift(model: LiftingMLP, found: Predictions) -> Predictions:

@@ -10,8 +10,9 @@ import torch
 from deformer_core.body.parametric import ParametricBody
 from deformer_core.cli import main
 from deformer_core.errors import InputError
+from deformer_core.geometry.camera import FLIP
 from deformer_core.runtime.engines import TorchEngine, make_engine
-from deformer_core.runtime.mirrored import FLIP, MirroredEngine, mirror_rows
+from deformer_core.runtime.mirrored import MirroredEngine, mirror_rows
 from deformer_core.training.predictions import flip_error
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deformer_core.body.topology import BodyTopology, Level
-from deformer_core.data.synthetic.garments import DressedBody, Landmarks
+from deformer_core.data.synthetic.garments import DressedBody, Landmarks, dense_skin, in_parts, strongest_bones
 from deformer_core.errors import InputError
 
 FloatArray = NDArray[np.float32]
@@ -285,7 +285,7 @@ def _bind(cut: Cut, base: BaseMesh, topology: BodyTopology, places: NDArray[np.f
     allowed = np.ones(len(full.vertices), bool)
     if kind in ("hair", "hat"):  # else long hair would rise with the arms
         names = ("head", "neck", "torso") if kind == "hair" else ("head",)
-        allowed = np.isin(full.parts, [topology.part_names.index(name) for name in names])
+        allowed = in_parts(topology, names)
     source = np.flatnonzero(allowed)
     tree = cKDTree(full.vertices[source])
     near = tree.query(base.vertices[cut.references].reshape(-1, 3), 4)[1].reshape(len(places), 12)
@@ -298,20 +298,16 @@ def _bind(cut: Cut, base: BaseMesh, topology: BodyTopology, places: NDArray[np.f
     near = source[np.concatenate([near, around], 1)]
     share = np.concatenate([share * (1 - loose), np.repeat(loose / AROUND, AROUND, 1)], 1)
 
-    dense = np.zeros((len(full.vertices), len(topology.rig.bone_names)), np.float32)
-    np.add.at(dense, (np.arange(len(dense))[:, None], full.skin_indices), full.skin_weights)
     rows = np.repeat(np.arange(len(places)), near.shape[1])
-    borrow = coo_matrix((share.ravel(), (rows, near.ravel())), shape=(len(places), len(dense))).tocsr()
-    skin = borrow @ dense
+    borrow = coo_matrix((share.ravel(), (rows, near.ravel())), shape=(len(places), len(full.vertices))).tocsr()
+    indices, weights = strongest_bones(borrow @ dense_skin(full, len(topology.rig.bone_names)))
     basis = np.stack([borrow @ one for one in full.shape_basis])
-    order = np.argsort(-skin, axis=1, kind="stable")[:, :8]
-    weights = np.take_along_axis(skin, order, 1)
     return replace(
         full,
         vertices=places.astype(np.float32),
         faces=cut.faces,
-        skin_indices=order.astype(np.int32),
-        skin_weights=(weights / weights.sum(1, keepdims=True)).astype(np.float32),
+        skin_indices=indices,
+        skin_weights=weights,
         shape_basis=basis.astype(np.float32),
         parts=full.parts[near[:, 0]],
     )

@@ -62,8 +62,8 @@ def dress(topology: BodyTopology) -> DressedBody:
     skirt, skirt_faces = _skirt(landmarks, full.vertices)
     hair, hair_faces = _long_hair(landmarks)
     n_body = len(full.vertices)
-    legs = _in_parts(topology, ("hips", "left_upper_leg", "right_upper_leg"))
-    head = _in_parts(topology, ("head", "neck", "torso"))
+    legs = in_parts(topology, ("hips", "left_upper_leg", "right_upper_leg"))
+    head = in_parts(topology, ("head", "neck", "torso"))
     level = _append(full, len(topology.rig.bone_names), [(skirt, legs, 24), (hair, head, 12)])
     return DressedBody(
         topology=replace(topology, levels={**topology.levels, "dressed": level}),
@@ -98,7 +98,8 @@ def _landmarks(topology: BodyTopology) -> Landmarks:
     )
 
 
-def _in_parts(topology: BodyTopology, names: tuple[str, ...]) -> NDArray[np.bool_]:
+def in_parts(topology: BodyTopology, names: tuple[str, ...]) -> NDArray[np.bool_]:
+    """(V,) which of the full level's vertices are of these parts."""
     return np.isin(topology.levels["full"].parts, [topology.part_names.index(name) for name in names])
 
 
@@ -111,10 +112,10 @@ def _arm_coordinate(topology: BodyTopology) -> FloatArray:
         along_upper = (vertices - shoulder) @ upper / (upper @ upper)
         along_lower = 1 + (vertices - elbow) @ lower / (lower @ lower)
         mine = np.sign(vertices[:, 0]) == np.sign(shoulder[0])
-        torso = _in_parts(topology, ("torso",)) & mine
+        torso = in_parts(topology, ("torso",)) & mine
         arm[torso] = -np.linalg.norm(vertices - shoulder, axis=1)[torso] / np.linalg.norm(upper)
         for part, value in (("upper_arm", along_upper), ("lower_arm", along_lower), ("hand", along_lower)):
-            chosen = _in_parts(topology, (f"{side}_{part}",))
+            chosen = in_parts(topology, (f"{side}_{part}",))
             arm[chosen] = np.maximum(value[chosen], 0.9 if part == "lower_arm" else 0)
             if part == "hand":
                 arm[chosen] = np.maximum(arm[chosen], 1.9)
@@ -163,12 +164,25 @@ def _long_hair(landmarks: Landmarks) -> tuple[FloatArray, NDArray[np.int32]]:
     return _tube(rings, closed=False)
 
 
+def dense_skin(level: Level, n_bones: int) -> FloatArray:
+    """(V, R) skinning weights of all bones."""
+    skin = np.zeros((len(level.vertices), n_bones), np.float32)
+    np.add.at(skin, (np.arange(len(skin))[:, None], level.skin_indices), level.skin_weights)
+    return skin
+
+
+def strongest_bones(skin: FloatArray) -> tuple[NDArray[np.int32], FloatArray]:
+    """`Level.skin_indices` and `skin_weights` of at most eight bones a vertex. skin: (V, R)."""
+    order = np.argsort(-skin, axis=1, kind="stable")[:, :8]
+    weights = np.take_along_axis(skin, order, 1)
+    return order.astype(np.int32), (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
 def _append(level: Level, n_bones: int, pieces: list[tuple[FloatArray, NDArray[np.bool_], int]]) -> Level:
     """The level with more vertices, each skinned like the mean of its `count` nearest vertices of a mask."""
     from scipy.spatial import cKDTree
 
-    skin = np.zeros((len(level.vertices), n_bones), np.float32)
-    np.add.at(skin, (np.arange(len(skin))[:, None], level.skin_indices), level.skin_weights)
+    skin = dense_skin(level, n_bones)
     vertices, basis, skins = [level.vertices], [level.shape_basis], [skin]
     for points, mask, count in pieces:
         source = np.flatnonzero(mask)
@@ -176,14 +190,12 @@ def _append(level: Level, n_bones: int, pieces: list[tuple[FloatArray, NDArray[n
         vertices.append(points)
         basis.append(level.shape_basis[:, near].mean(2))
         skins.append(skin[near].mean(1))
-    dense = np.concatenate(skins)
-    order = np.argsort(-dense, axis=1, kind="stable")[:, :8]
-    weights = np.take_along_axis(dense, order, 1)
+    indices, weights = strongest_bones(np.concatenate(skins))
     return replace(
         level,
         vertices=np.concatenate(vertices),
-        skin_indices=order.astype(np.int32),
-        skin_weights=weights / weights.sum(1, keepdims=True),
+        skin_indices=indices,
+        skin_weights=weights,
         shape_basis=np.concatenate(basis, 1),
         parts=np.concatenate([level.parts, np.zeros(sum(len(p[0]) for p in pieces), np.uint8)]),
     )

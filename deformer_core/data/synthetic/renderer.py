@@ -98,9 +98,7 @@ class Renderer:
 
     def _draw_figure(self, figure: Figure) -> None:
         look = figure.appearance
-        vertices = figure.vertices
-        vertices = vertices + look.offsets[:, None] * self._normals(vertices)
-        self._points.write(np.concatenate([vertices, self._normals(vertices)], 1).astype(np.float32).tobytes())
+        _write(self._points, self._normals, figure.vertices, look.offsets[:, None])
         self._set(look.uniforms)
         self._program["is_subject"].value = float(figure.is_subject)
         for piece in look.pieces:
@@ -128,8 +126,7 @@ class Renderer:
         if garment.name not in self._garments:
             self._garments[garment.name] = self._make_garment(garment)
         normals, points, array = self._garments[garment.name]
-        vertices = worn.vertices + worn.lift * normals(worn.vertices)
-        points.write(np.concatenate([vertices, normals(vertices)], 1).astype(np.float32).tobytes())
+        _write(points, normals, worn.vertices, worn.lift)
         self._context.enable_only(self._moderngl.DEPTH_TEST)
         self._program["piece"].value = _GARMENTS[garment.kind]
         array.render()
@@ -191,6 +188,12 @@ class Renderer:
         import moderngl
 
         return moderngl
+
+
+def _write(points: Any, normals: NormalField, vertices: FloatArray, offsets: FloatArray | float) -> None:
+    """Vertices moved along their normals, and the normals they then have. offsets: metres, (V, 1) or one for all."""
+    vertices = vertices + offsets * normals(vertices)
+    points.write(np.concatenate([vertices, normals(vertices)], 1).astype(np.float32).tobytes())
 
 
 def _create_context() -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deformer_core.body.parametric import ParametricBody
 from deformer_core.data.synthetic.appearance import Appearance, linear, sample_cloth_color
 from deformer_core.data.synthetic.clothes import Garment, load_garments
-from deformer_core.data.synthetic.garments import DressedBody
+from deformer_core.data.synthetic.garments import DressedBody, in_parts
 
 FloatArray = NDArray[np.float32]
 
@@ -93,7 +93,5 @@ class Wardrobe:
                 u["hair_front_y"] = float(at.eye[1] - rng.uniform(0.05, 0.065))
                 u["hair_back_y"] = float(at.ear[1] + rng.uniform(0.0, 0.04))
                 u["hat"] = linear(sample_cloth_color(rng))
-        names = self.body.topology.part_names
-        parts = [index for index, name in enumerate(names) if name.endswith(flat)]
-        is_flat = np.isin(self.body.topology.levels["full"].parts, parts)
-        look.offsets[: self.body.n_body][is_flat] = 0
+        parts = tuple(name for name in self.body.topology.part_names if name.endswith(flat))
+        look.offsets[: self.body.n_body][in_parts(self.body.topology, parts)] = 0
