@@ -62,6 +62,8 @@ class DeFormerConfig:
     """Numbers of the crop's global vector that the regressor sees beside the keypoints; 0 for none."""
     keypoint_features: int = 24
     """Numbers of the two deepest maps at each keypoint that the regressor sees; 0 for none. Our choice."""
+    volume_width: int = 0
+    """Width of the hidden map of the volume that joints are located in; 0 for none. Our choice, see `nn.volume`."""
     dropout: float = 0.1
     """In the regressor, in training. Our choice."""
 

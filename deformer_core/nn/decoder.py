@@ -29,6 +29,7 @@ from deformer_core.nn.deformable_attention import DeformableMeshAttention
 from deformer_core.nn.precision import full_precision
 from deformer_core.nn.regressor import NUM_KEYPOINTS, NormalizedKeypoints, normalize_keypoints
 from deformer_core.nn.sparse_attention import BodySparseAttention, LinkedAttention
+from deformer_core.nn.zero import zero_ended_mlp
 
 REACH = 2.0
 """Reference points are held within this many crop half-sides of its centre."""
@@ -224,14 +225,6 @@ def on_maps(places: Tensor, zoom: float) -> Tensor:
     return places if zoom == 1 else torch.cat([places[..., :1] * zoom, places[..., 1:]], -1)
 
 
-def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that is zero until it is trained."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def zero_ended_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """A two-layer network that is zero until it is trained."""
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), zero_linear(hidden, outputs))
+def from_maps(places: Tensor, zoom: float) -> Tensor:
+    """The inverse of `on_maps`."""
+    return on_maps(places, 1 / zoom)

@@ -18,9 +18,11 @@ from deformer_core.body.topology import LEVELS, BodyTopology
 from deformer_core.nn.backbones import MOVENETS, Backbone, BackboneOutput, build_backbone
 from deformer_core.nn.blend import Blend
 from deformer_core.nn.config import DeFormerConfig
-from deformer_core.nn.decoder import MeshDecoder, on_maps, zero_ended_mlp, zero_linear
+from deformer_core.nn.decoder import MeshDecoder, from_maps, on_maps
 from deformer_core.nn.deformable_attention import SAMPLERS
 from deformer_core.nn.regressor import BodyRegressor, sample_evidence
+from deformer_core.nn.volume import JointVolume
+from deformer_core.nn.zero import zero_ended_mlp, zero_linear
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +91,13 @@ class DeFormer(nn.Module):
             pooled_features=config.pooled_features,
             evidence_channels=sum(self.backbone.channels[2:]),
             keypoint_features=config.keypoint_features,
+            located=config.volume_width > 0,
             dropout=config.dropout,
             level=config.query_level,
         )
+        self.volume: JointVolume | None = None
+        if config.volume_width:
+            self.volume = JointVolume(self.backbone.channels[2:], config.volume_width, len(topology.joint_names))
         self.decoder = MeshDecoder(topology, config, self.backbone.channels, self.backbone.pooled_channels)
         self.recovery = DenseRecovery(topology, config)
         self.regress_joints = Blend(topology.levels["full"].joint_regressor)
@@ -109,14 +115,19 @@ class DeFormer(nn.Module):
         return self.decode(self.backbone(images), box)
 
     def regress(self, features: BackboneOutput, box: Tensor) -> dict[str, Tensor]:
-        """The initial reconstruction alone, see `BodyRegressor`. features, box: as of `decode`."""
+        """The initial reconstruction alone, see `BodyRegressor`, with `located` (B, J, 4) of `JointVolume` where the
+        model has one, x and y in crop coordinates. features, box: as of `decode`."""
         if not features.maps:
             return self.regressor(features.keypoints, box)
         evidence = None
         if self.config.keypoint_features:
             places = on_maps(features.keypoints, self.config.zoom)
             evidence = sample_evidence(features.maps, places, SAMPLERS[self.config.sampling])
-        return self.regressor(features.keypoints, box, features.pooled, evidence)
+        if self.volume is None:
+            return self.regressor(features.keypoints, box, features.pooled, evidence)
+        located = from_maps(self.volume(*features.maps[2:]), self.config.zoom)
+        initial = self.regressor(features.keypoints, box, features.pooled, evidence, located)
+        return initial | {"located": located}
 
     def decode(self, features: BackboneOutput, box: Tensor) -> dict[str, Tensor | list[dict[str, Tensor]]]:
         """Recover the body from a backbone's output, which may have been kept from before.
@@ -132,7 +143,7 @@ class DeFormer(nn.Module):
         - `keypoints` (B, 17, 3), the backbone's own;
         - `layers`, a list of reconstructions, the initial one and that of each correcting decoder layer,
           each with `joints` (B, 23, 3) (the joint tokens' own), `vertices_<query level>` and `camera`; the
-          first also with `rotations` (B, R, 3, 3) and `shape` (B, S).
+          first also with `rotations` (B, R, 3, 3), `shape` (B, S) and what else `regress` gives.
         """
         seen = len(features.maps) > 0
         initial, image = self.regress(features, box), None

@@ -19,6 +19,7 @@ from deformer_core.body.topology import BodyTopology
 from deformer_core.geometry.rotations import rotation_from_6d
 from deformer_core.nn.deformable_attention import Sampler
 from deformer_core.nn.precision import full_precision
+from deformer_core.nn.zero import zero_ended_mlp
 
 NUM_KEYPOINTS = 17
 TRUSTED_SCORE = 0.3
@@ -87,8 +88,8 @@ class BodyRegressor(nn.Module):
 
     level: the mesh level to pose; pooled_channels: length of the backbone's global vector; pooled_features:
     how many numbers are made of it (0: it is ignored); evidence_channels: of `sample_evidence`;
-    keypoint_features: how many numbers are made of it at each keypoint (0: it is ignored); dropout: on those
-    numbers and within the blocks.
+    keypoint_features: how many numbers are made of it at each keypoint (0: it is ignored); located: whether joints
+    that `nn.volume` has located are read; dropout: on those numbers and within the blocks.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class BodyRegressor(nn.Module):
         pooled_features: int = 32,
         evidence_channels: int = 0,
         keypoint_features: int = 0,
+        located: bool = False,
         dropout: float = 0.1,
         level: str = "coarse",
     ) -> None:
@@ -124,6 +126,7 @@ class BodyRegressor(nn.Module):
             # Starts at zero: what keypoints alone say is kept until the image is understood.
             self.join = nn.Linear(NUM_KEYPOINTS * keypoint_features, hidden, bias=False)
             nn.init.zeros_(self.join.weight)
+        self.place = zero_ended_mlp(len(topology.joint_names) * 4, hidden // 2, hidden) if located else None
         inputs = NUM_KEYPOINTS * 5 + 2 + 1 + 3 + pooled_features
         self.trunk = nn.Sequential(
             nn.Linear(inputs, hidden),
@@ -136,13 +139,18 @@ class BodyRegressor(nn.Module):
         self.register_buffer("identity", torch.tensor([1.0, 0, 0, 0, 1, 0]), persistent=False)
 
     def forward(
-        self, keypoints: Tensor, box: Tensor, pooled: Tensor | None = None, evidence: Tensor | None = None
+        self,
+        keypoints: Tensor,
+        box: Tensor,
+        pooled: Tensor | None = None,
+        evidence: Tensor | None = None,
+        located: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Reconstruct.
 
         keypoints: (B, 17, 3) x, y in crop coordinates and score; box: (B, 3), see `geometry.camera`; pooled:
-        (B, pooled_channels) and evidence (B, 17, evidence_channels) of `sample_evidence`, or None for samples
-        without an image. Returns
+        (B, pooled_channels), evidence (B, 17, evidence_channels) of `sample_evidence` and located (B, J, 4) of
+        `JointVolume`, x and y in crop coordinates, or None for samples without an image. Returns
         - `rotations` (B, R, 3, 3) of the rig's bones, the first the global orientation; `shape` (B, S);
         - `joints` (B, 23, 3) and `vertices_<level>` (B, V, 3), metres, model space;
         - `camera` (B, 3) = (s, tx, ty).
@@ -156,6 +164,9 @@ class BodyRegressor(nn.Module):
         features = self.trunk[0](torch.cat(parts, -1))
         if self.look is not None and evidence is not None:
             features = features + self.join((self.look(evidence) * known.gates[..., None]).flatten(1))
+        if self.place is not None and located is not None:
+            places = (located[..., :2] - known.center[:, None]) / known.extent[:, None]
+            features = features + self.place(torch.cat([places, located[..., 2:]], -1).flatten(1))
         features = self.trunk[1:](features)
         with full_precision(box.device):
             features = features.to(box.dtype)

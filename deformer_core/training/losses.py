@@ -2,7 +2,8 @@
 
 Every term is a mean per person first, then a mean over the people who have that label. Terms on people with 3D
 labels and terms on people with 2D labels alone are never averaged together: adding 2D-only people to a batch
-leaves every 3D term as it was (and the other way round), so a weight means the same whatever the mixture.
+leaves every 3D term as it was (and the other way round), so a weight means the same whatever the mixture. Places found
+in the picture alone (`located_uv`, the backbone's keypoints) are the same task for both: means over all who have 2D.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ class LossConfig:
     """Mean square of the shape, people without 3D labels."""
     pose_prior: float = 0.05
     """Mean square of rotations' distance from the data's mean over the data's variance, people without 3D labels."""
+    located_depth: float = 10.0
+    """L1 of the depth of joints located in the volume, where a layer has them."""
+    located_uv: float = 4.0
+    """L1 of their places in the crop, joints in the crop alone."""
     backbone_keypoints: float = 0.3
     """`Backbone.keypoint_loss`, where the backbone learns."""
     earlier_layers: float = 0.3
@@ -181,6 +186,8 @@ class DeFormerLoss(nn.Module):
         if "joints" in layer:
             terms["joints"] = mean(_joint_error(layer["joints"], batch), "3d")
             _add(terms, self._reprojection(layer["joints"], camera, batch, mean), 1.0)
+        if "located" in layer:
+            terms |= self._located(layer["located"], batch, mean)
         if "rotations" in layer:
             terms |= self._rig_terms(layer["rotations"], layer["shape"], batch, mean)
         return terms
@@ -201,6 +208,15 @@ class DeFormerLoss(nn.Module):
         weight = batch["uv_weight"]
         per_person = (distance.sum(-1) * weight).sum(1) / (2 * weight.sum(1)).clamp(min=1e-6)
         return {"uv": mean(per_person, "2d_of_3d"), "uv_only": mean(per_person, "2d_alone")}
+
+    def _located(self, located: Tensor, batch: Batch, mean: LabelledMean) -> dict[str, Tensor]:
+        """located: (B, J, 4), see `nn.volume`."""
+        off = (located[..., 2] - batch["joints"][..., 2]).abs() * batch["joints_weight"]
+        depth = off.sum(1) / batch["joints_weight"].sum(1).clamp(min=1e-6)
+        weight = batch["uv_weight"] * (batch["uv"].abs() < 1).all(-1)
+        distance = (located[..., :2] - batch["uv"]).abs().sum(-1).clamp(max=2 * self.config.uv_clamp)
+        flat = (distance * weight).sum(1) / (2 * weight.sum(1)).clamp(min=1e-6)
+        return {"located_depth": mean(depth, "3d"), "located_uv": mean(flat, "2d")}
 
     def _edge_vectors(self, vertices: Tensor) -> Tensor:
         """(B, V, 3) to (E, B, 3). Rows of vertices first: a gather whose backward is then quick on a CPU."""

@@ -167,7 +167,7 @@ class TrainConfig:
         """What training reads of an image: keypoints alone (lifting), what the regressor looks at, or all maps."""
         if self.model == "lifting":
             return "keypoints"
-        return "maps" if self.stage == "decoder" else "evidence"
+        return "maps" if self.stage == "decoder" or self.network.volume_width else "evidence"
 
     def counts(self) -> dict[str, int]:
         """People of each source in every batch. The first source takes what rounding leaves."""

@@ -113,8 +113,9 @@ def build_model(config: TrainConfig, topology: BodyTopology, pretrained: bool = 
 def load_weights(model: DeFormer | LiftingMLP, path: Path) -> str:
     """Start from the weights of a model file; returns what was taken, in words.
 
-    A DeFormer whose configuration differs gives its regressor, which must fit, and its backbone if it is the same.
-    Errors: `InputError` if it does not, or if the file is of another kind or body.
+    A DeFormer whose configuration differs gives its regressor, which must fit, its backbone if it is the same, and its
+    decoder if that fits. What only the new network's regressor has starts fresh.
+    Errors: `InputError` if the regressor does not fit, or if the file is of another kind or body.
     """
     pairs: list[tuple[nn.Module, nn.Module]]
     if isinstance(model, LiftingMLP):
@@ -123,16 +124,26 @@ def load_weights(model: DeFormer | LiftingMLP, path: Path) -> str:
         source = load_checkpoint(path)
         taken, pairs = "all weights", [(source, model)]
         if source.config != model.config:
-            taken, pairs = "the regressor's weights", [(source.regressor, model.regressor)]
+            parts = ["regressor"]
             if source.config.backbone == model.config.backbone:
-                taken, pairs = "the regressor's and backbone's weights", [*pairs, (source.backbone, model.backbone)]
-            taken += " alone, since the networks differ,"
+                parts.append("backbone")
+            if all(_alike(getattr(source, part), getattr(model, part)) for part in ("decoder", "recovery")):
+                parts += ["decoder", "recovery"]
+            taken = f"the weights of {', '.join(parts)} alone, since the networks differ,"
+            pairs = [(getattr(source, part), getattr(model, part)) for part in parts]
     try:
         for given, target in pairs:
-            target.load_state_dict(given.state_dict())
+            # What only the new network has stays as it is.
+            target.load_state_dict({**target.state_dict(), **given.state_dict()})
     except RuntimeError as error:
         raise InputError(f"{path} is of another architecture than the configuration: {error}") from error
     return f"{taken} from {path}"
+
+
+def _alike(first: nn.Module, second: nn.Module) -> bool:
+    """Whether they have parameters of the same names and shapes."""
+    shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (first, second)]
+    return shapes[0] == shapes[1]
 
 
 def check_features(config: TrainConfig, model: DeFormer | LiftingMLP) -> None:

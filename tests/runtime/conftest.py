@@ -13,7 +13,9 @@ from deformer_core.nn.config import DeFormerConfig
 from deformer_core.nn.deformer import DeFormer
 from deformer_core.view.overlay import draw_overlay
 
-SMALL = DeFormerConfig(backbone="movenet_lightning", layers=1, dim=32, heads=2, ffn=32, points=1, regressor_hidden=64)
+SMALL = DeFormerConfig(
+    backbone="movenet_lightning", layers=1, dim=32, heads=2, ffn=32, points=1, regressor_hidden=64, volume_width=8
+)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from tests.training.conftest import flat_only
 def perfect(batch: Batch, body: BodyTopology) -> Outputs:
     true = pose_labels(batch, ParametricBody(body, ("coarse", "middle", "full")))
     initial = {key: true[key] for key in ("vertices_coarse", "camera", "joints", "rotations", "shape")}
+    spread = torch.zeros_like(true["joints"][..., :1])
+    initial["located"] = torch.cat([true["uv"], true["joints"][..., 2:], spread], -1)
     layer = {key: true[key] for key in ("vertices_coarse", "camera", "joints")}
     final = {key: true[key] for key in ("vertices_coarse", "vertices_middle", "vertices_full", "joints", "camera")}
     return final | {"layers": [initial, layer]}
@@ -60,7 +62,7 @@ def test_people_without_3d_change_no_3d_term(body: BodyTopology, people: Batch, 
     first["layers"] = [{key: value[:n] for key, value in layer.items()} for layer in outputs["layers"]]
     alone, mixed = loss(first, people), loss(outputs, both)
     for name, value in alone.items():
-        if name not in ("uv_only", "shape_prior", "pose_prior", "total"):
+        if name not in ("uv_only", "located_uv", "shape_prior", "pose_prior", "total"):
             assert float(mixed[name].detach()) == pytest.approx(float(value.detach()), rel=1e-5), name
     assert alone["uv_only"] == 0 and mixed["uv_only"] > 0
     assert alone["pose_prior"] == 0 and mixed["pose_prior"] > 0
@@ -73,6 +75,19 @@ def test_unlabelled_joints_do_not_count(body: BodyTopology, people: Batch) -> No
     assert float(loss(perfect(people, body), batch)["uv_only"].detach()) > 0
     batch["uv_weight"][:, 3] = 0
     assert float(loss(perfect(people, body), batch)["uv_only"].detach()) < 1e-4
+
+
+def test_joints_outside_of_the_crop_are_located_by_their_depth_alone(body: BodyTopology, people: Batch) -> None:
+    loss = DeFormerLoss(LossConfig(), body)
+    batch = {**people, "uv": people["uv"].clone()}
+    batch["uv"][:, 3] = 1.2
+    outputs = perfect(people, body)
+    outputs["layers"][0]["located"][:, 3, :2] -= 0.3
+    assert float(loss(outputs, batch)["located_uv"]) < 1e-6 < float(loss(outputs, people)["located_uv"])
+    outputs["layers"][0]["located"][:, 3, 2] -= 0.3
+    # One of the joints, a layer that counts by 0.3.
+    expected = 10 * 0.3 * 0.3 / people["uv"].shape[1]
+    assert float(loss(outputs, batch)["located_depth"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_edges_and_normals_by_loops(body: BodyTopology, people: Batch, rng: np.random.Generator) -> None:
