@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deformer_core.checkpoint import load_checkpoint, save_checkpoint
@@ -18,13 +19,17 @@ from deformer_core.nn.deformer import DeFormer
 
 
 def blend(before: DeFormer, after: DeFormer, share: float) -> DeFormer:
-    """`after`, changed in place to (1 - share) * before + share * after. Errors: `InputError`, not one network."""
-    if before.config != after.config:
+    """`after`, changed in place to (1 - share) * before + share * after. Errors: `InputError`, not one network.
+
+    A volume that `before` has not is `after`'s.
+    """
+    grown = replace(before.config, volume_width=before.config.volume_width or after.config.volume_width)
+    if grown != after.config:
         raise InputError("the checkpoints are of different networks: give one network before and after fine-tuning")
     other = before.state_dict()
     after.load_state_dict(
         {
-            name: other[name].lerp(value, share) if value.is_floating_point() else value
+            name: other[name].lerp(value, share) if name in other and value.is_floating_point() else value
             for name, value in after.state_dict().items()
         }
     )

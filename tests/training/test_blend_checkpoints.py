@@ -40,3 +40,17 @@ def test_two_networks_cannot_be_blended(
     out = tmp_path / "blend.safetensors"
     assert main([str(pair[0]), str(tmp_path / "other.safetensors"), "--out", str(out)]) == 2
     assert "different networks" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_volume_that_came_later_is_kept(
+    pair: tuple[Path, Path], body: BodyTopology, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(load_config(DeFormerConfig, NETWORK), volume_width=8)
+    after, out = tmp_path / "grown.safetensors", tmp_path / "blend.safetensors"
+    save_checkpoint(after, DeFormer(config, body), {}, {})
+    assert main([str(pair[0]), str(after), "--share", "0", "--out", str(out)]) == 0
+    grown, found = (load_checkpoint(path).state_dict() for path in (after, out))
+    before = load_checkpoint(pair[0]).state_dict()
+    for name, value in found.items():
+        torch.testing.assert_close(value, before.get(name, grown[name]), atol=2e-3, rtol=2e-3)
+    assert found.keys() - before.keys() and main([str(after), str(pair[0]), "--out", str(out)]) == 2
