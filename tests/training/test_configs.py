@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deformer_core.body.topology import BodyTopology
+from deformer_core.checkpoint import load_checkpoint
 from deformer_core.nn.deformer import DeFormer, configured_backbone
 from deformer_core.training.settings import read_settings
 
@@ -30,3 +31,8 @@ def test_models_are_built(name: str, tokens: int, body: BodyTopology) -> None:
         model = DeFormer(network, body, configured_backbone(network, pretrained=False))
     assert model.decoder.n_joints + len(model.decoder.vertex_slots) == tokens
     assert model.decoder.zoom == (384 / 288 if name == "hrnet_w48_384x288" else 1)
+
+
+def test_images_start_from_the_whole_of_the_shipped_model() -> None:
+    config, _ = read_settings(CONFIGS / "images.yaml", ["streams.sets=[{path: people}]"])
+    assert config.init is not None and load_checkpoint(config.init).config == config.network

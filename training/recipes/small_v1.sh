@@ -4,8 +4,8 @@
 #
 #   training/recipes/small_v1.sh MOCAP COCO_PEOPLE_JSON CLOTHES [OUT]
 #
-# MOCAP: recordings; CLOTHES: MakeHuman's garments; see training/README.md. The steps and amounts are those of the shipped run; what a longer run would
-# give is not known. training/runs.md is the log of it.
+# MOCAP: recordings; CLOTHES: MakeHuman's garments; see training/README.md. The steps and amounts are those of the shipped
+# run; what a longer run would give is not known. training/runs.md is the log of it.
 set -euo pipefail
 mocap=$1 photos=$2 clothes=$3 out=${4:-out/small_v1}
 python=${PYTHON:-python}
@@ -58,7 +58,8 @@ pack "coco_people:$photos?split=train" photos
 mild="augmentation: {rolled: 0.3, roll: 15, scale: 0.15, shift: 0.03, gain: 0.3}"
 renders="{path: $out/packed/renders_1, weight: 0.36, $mild}, {path: $out/packed/renders_2, weight: 0.31, $mild}"
 lower="backbone.encoder.stages"
-train "$processes" backbone --config training/configs/images.yaml stage=regressor init="$out/regressor/best.safetensors" \
+train "$processes" backbone --config training/configs/images.yaml network.volume_width=0 stage=regressor \
+	init="$out/regressor/best.safetensors" \
 	"streams.sets=[$renders, {path: $out/packed/photos, weight: 0.33}]" "validation.streams=[$out/packed/held_out]" \
 	poses.motion_capture="$mocap" "poses.errors=[$out/published/renders_1]" poses.fraction=0.33333 \
 	streams.fraction=0.66667 "optimizer.frozen=[backbone.encoder.stem,$lower.0,$lower.1,$lower.2]" \
@@ -88,7 +89,7 @@ changed="augmentation: {rolled: 0.3, roll: 15, scale: 0.15, shift: 0.03, gain: 0
 renders="{path: $out/packed/renders_1, weight: 0.3, $changed}, {path: $out/packed/renders_2, weight: 0.3, $changed}"
 images=(--config training/configs/images.yaml "validation.streams=[$out/packed/held_out]" validation.stream_people=300
 	poses.motion_capture="$mocap" batch_size=80 accumulation=4 precision=bfloat16 streams.workers=0 optimizer.warmup=20)
-train "$processes" backbone_2 "${images[@]}" stage=regressor init="$out/decoder/best.safetensors" \
+train "$processes" backbone_2 "${images[@]}" network.volume_width=0 stage=regressor init="$out/decoder/best.safetensors" \
 	"streams.sets=[$renders, {path: $out/packed/photos, weight: 0.4, $changed}]" poses.fraction=0.2 streams.fraction=0.8 \
 	"optimizer.frozen=[backbone.encoder.stem,$lower.0,$lower.1,$lower.2]" optimizer.learning_rate=1.5e-4 \
 	optimizer.backbone_rate=0.5 optimizer.ema=0.99 steps=650 validation.every=325
@@ -100,30 +101,28 @@ decoder() { # folder, what to start from, steps, learning rate, further options
 		streams.fraction=0.9 optimizer.backbone_rate=0 optimizer.regressor_rate=0.3 optimizer.ema=0.985 \
 		validation.every=80 "${@:5}"
 }
-decoder decoder_2 "$out/blend_2.safetensors" 170 5.0e-4
+decoder decoder_2 "$out/blend_2.safetensors" 170 5.0e-4 network.volume_width=0
 
 # 6. Longer, the limbs' lengths and the joints' places in the picture weighing more. (The shipped run had 150 steps at 5e-4
 # before these, with the weights as they were.)
-decoder decoder_3 "$out/decoder_2/model.safetensors" 320 4.0e-4 loss.edges=60 loss.uv=4 loss.uv_only=4
+weights=(loss.edges=60 loss.uv=4 loss.uv_only=4)
+decoder decoder_3 "$out/decoder_2/model.safetensors" 320 4.0e-4 network.volume_width=0 "${weights[@]}"
 
 # 7. A volume that joints are located in, which tells the backbone of depth, and garments: the backbone from stride 8 upwards
 # once more, blended halfway with what it was, then decoder and regressor. (The shipped run had seeds 1 and 5 alone.)
 render renders_5 5 14000 --clothes "$clothes"
 pack "synthetic:$out/renders_5" renders_5 --room 1 --size 256
 changed="augmentation: {rolled: 0.3, roll: 15, scale: 0.12, shift: 0.03, gain: 0.5}"
-sets="[{path: $out/packed/renders_1, weight: 0.32, $changed}, {path: $out/packed/renders_5, weight: 0.38, $changed},
-	{path: $out/packed/photos, weight: 0.3, $changed}]"
-images+=(network.volume_width=256 network.attention=tiles "streams.sets=$sets")
+renders="{path: $out/packed/renders_1, weight: 0.32, $changed}, {path: $out/packed/renders_5, weight: 0.38, $changed}"
 train "$processes" backbone_3 "${images[@]}" stage=regressor init="$out/decoder_3/model.safetensors" batch_size=72 \
-	poses.fraction=0.111112 streams.fraction=0.888888 optimizer.learning_rate=1.0e-3 optimizer.regressor_rate=0.2 \
-	optimizer.backbone_rate=0.08 "optimizer.frozen=[backbone.encoder.stem,$lower.0,$lower.1,$lower.2]" \
+	"streams.sets=[$renders, {path: $out/packed/photos, weight: 0.3, $changed}]" poses.fraction=0.111112 \
+	streams.fraction=0.888888 "optimizer.frozen=[backbone.encoder.stem,$lower.0,$lower.1,$lower.2]" \
+	optimizer.learning_rate=1.0e-3 optimizer.regressor_rate=0.2 optimizer.backbone_rate=0.08 \
 	optimizer.warmup=100 optimizer.clip=5 optimizer.ema=0.99 loss.backbone_keypoints=0.2 loss.located_depth=30 \
 	loss.located_uv=12 loss.joints=0 loss.joints_mesh=5 loss.vertices=5 loss.edges=0 loss.normals=0 steps=820 \
 	validation.every=200
 $python -m training.blend "$out/decoder_3/model.safetensors" "$out/backbone_3/model.safetensors" --share 0.5 \
 	--out "$out/blend_3.safetensors"
-train "$processes" decoder_4 "${images[@]}" stage=decoder init="$out/blend_3.safetensors" steps=110 \
-	poses.fraction=0.1 streams.fraction=0.9 optimizer.learning_rate=4.0e-4 optimizer.backbone_rate=0 \
-	optimizer.regressor_rate=0.3 optimizer.warmup=15 optimizer.ema=0.97 loss.edges=60 loss.uv=4 loss.uv_only=4 \
-	validation.every=110
+decoder decoder_4 "$out/blend_3.safetensors" 110 4.0e-4 optimizer.warmup=15 optimizer.ema=0.97 validation.every=110 \
+	"${weights[@]}"
 $python -m training.evaluate --checkpoint "$out/decoder_4/model.safetensors" --out "$out/evaluate.json"
