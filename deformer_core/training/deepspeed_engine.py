@@ -36,6 +36,9 @@ class DeepSpeedEngine(Engine):
             import deepspeed
         except ImportError as error:
             raise InputError("--engine deepspeed needs DeepSpeed: pip install 'deformer[train]'.") from error
+        if config.backbone_relative:
+            # ZeRO lays parameters out flat: which numbers are one channel's is not to be seen there.
+            raise InputError("optimizer.backbone_relative is not to be had with DeepSpeed: use --engine plain")
         # On CPUs it would first compile a shared-memory all-reduce, for minutes; gloo does the same.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         os.environ.setdefault("LOCAL_RANK", "0")

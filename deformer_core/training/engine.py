@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deformer_core.errors import InputError
+from deformer_core.training.relative import RelativeAdamW
 from deformer_core.training.settings import OptimizerConfig
 
 ENGINES = ("plain", "deepspeed")
@@ -24,12 +25,13 @@ Weights = dict[str, Tensor]
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[ParameterGroup]:
     """Groups for AdamW, each with its `rate`, a factor on the learning rate; what is not to learn is frozen here.
 
-    The parts are the model's children `regressor`, `backbone`, and the rest. Only matrices decay.
+    The parts are the model's children `regressor`, `backbone`, and the rest. Only matrices decay, and none whose steps
+    are relative: a decay is so already.
     Errors: `InputError` if `config.frozen` names a module that is not there.
     """
     for frozen in config.frozen:
         _module(module, frozen).requires_grad_(False)
-    groups: dict[tuple[float, float], ParameterGroup] = {}
+    groups: dict[tuple[float, float, bool], ParameterGroup] = {}
     rates = {"regressor": config.regressor_rate, "backbone": config.backbone_rate}
     for name, parameter in module.named_parameters():
         part = next((part for part in rates if part in name.split(".")[:2]), "")
@@ -38,8 +40,12 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Paramet
             parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue
-        decay = config.weight_decay if parameter.ndim > 1 and not name.endswith("tokens") else 0.0
-        group = groups.setdefault((rate, decay), {"params": [], "rate": rate, "weight_decay": decay})
+        relative = config.backbone_relative and part == "backbone"
+        decays = parameter.ndim > 1 and not name.endswith("tokens") and not relative
+        decay = config.weight_decay if decays else 0.0
+        group = groups.setdefault(
+            (rate, decay, relative), {"params": [], "rate": rate, "weight_decay": decay, "relative": relative}
+        )
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -130,7 +136,7 @@ class PlainEngine(Engine):
 
     def __init__(self, module: nn.Module, config: OptimizerConfig, accumulation: int = 1) -> None:
         self.module, self.config, self.accumulation = module, config, accumulation
-        self.optimizer = torch.optim.AdamW(parameter_groups(module, config), lr=config.learning_rate)
+        self.optimizer = RelativeAdamW(parameter_groups(module, config), lr=config.learning_rate)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:

@@ -82,6 +82,10 @@ class OptimizerConfig:
     """Factor on the learning rate of the initial regressor."""
     backbone_rate: float = 0.0
     """Factor for the backbone. 0 freezes it, and is the only value for cached features."""
+    backbone_relative: bool = False
+    """Whether the backbone's steps are shares of its weights' size, by output channel (`training.relative`): for
+    convolutions with folded batch normalisation, such as MoveNet's. Its part of the learning rate is then such a share.
+    Plain engine only."""
     frozen: tuple[str, ...] = ()
     """Modules of the model that keep their weights besides, such as backbone.encoder.stem."""
     backbone_statistics: bool = False
