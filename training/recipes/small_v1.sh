@@ -114,15 +114,24 @@ render renders_5 5 14000 --clothes "$clothes"
 pack "synthetic:$out/renders_5" renders_5 --room 1 --size 256
 changed="augmentation: {rolled: 0.3, roll: 15, scale: 0.12, shift: 0.03, gain: 0.5}"
 renders="{path: $out/packed/renders_1, weight: 0.32, $changed}, {path: $out/packed/renders_5, weight: 0.38, $changed}"
-train "$processes" backbone_3 "${images[@]}" stage=regressor init="$out/decoder_3/model.safetensors" batch_size=72 \
-	"streams.sets=[$renders, {path: $out/packed/photos, weight: 0.3, $changed}]" poses.fraction=0.111112 \
-	streams.fraction=0.888888 "optimizer.frozen=[backbone.encoder.stem,$lower.0,$lower.1,$lower.2]" \
-	optimizer.learning_rate=1.0e-3 optimizer.regressor_rate=0.2 optimizer.backbone_rate=0.08 \
-	optimizer.warmup=100 optimizer.clip=5 optimizer.ema=0.99 loss.backbone_keypoints=0.2 loss.located_depth=30 \
-	loss.located_uv=12 loss.joints=0 loss.joints_mesh=5 loss.vertices=5 loss.edges=0 loss.normals=0 steps=820 \
-	validation.every=200
+backbone() { # folder, what to start from, steps, further options
+	train "$processes" "$1" "${images[@]}" stage=regressor init="$2" steps="$3" batch_size=72 \
+		"streams.sets=[$renders, {path: $out/packed/photos, weight: 0.3, $changed}]" poses.fraction=0.111112 \
+		streams.fraction=0.888888 "optimizer.frozen=[backbone.encoder.stem,$lower.0,$lower.1,$lower.2]" \
+		optimizer.learning_rate=1.0e-3 optimizer.regressor_rate=0.2 optimizer.warmup=100 optimizer.clip=5 \
+		optimizer.ema=0.99 loss.backbone_keypoints=0.2 loss.located_depth=30 loss.located_uv=12 loss.joints=0 \
+		loss.joints_mesh=5 loss.vertices=5 loss.edges=0 loss.normals=0 validation.every=200 "${@:4}"
+}
+backbone backbone_3 "$out/decoder_3/model.safetensors" 820 optimizer.backbone_rate=0.08
 $python -m training.blend "$out/decoder_3/model.safetensors" "$out/backbone_3/model.safetensors" --share 0.5 \
 	--out "$out/blend_3.safetensors"
 decoder decoder_4 "$out/blend_3.safetensors" 110 4.0e-4 optimizer.warmup=15 optimizer.ema=0.97 validation.every=110 \
 	"${weights[@]}"
-$python -m training.evaluate --checkpoint "$out/decoder_4/model.safetensors" --out "$out/evaluate.json"
+
+# 8. The backbone for longer, its steps shares of its weights' size.
+backbone backbone_4 "$out/decoder_4/model.safetensors" 1400 optimizer.backbone_relative=true optimizer.backbone_rate=2
+$python -m training.blend "$out/decoder_4/model.safetensors" "$out/backbone_4/model.safetensors" --share 0.65 \
+	--out "$out/blend_4.safetensors"
+decoder decoder_5 "$out/blend_4.safetensors" 150 4.0e-4 optimizer.warmup=15 optimizer.ema=0.97 validation.every=75 \
+	"${weights[@]}"
+$python -m training.evaluate --checkpoint "$out/decoder_5/model.safetensors" --out "$out/evaluate.json"
