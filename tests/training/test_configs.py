@@ -36,3 +36,8 @@ def test_models_are_built(name: str, tokens: int, body: BodyTopology) -> None:
 def test_images_start_from_the_whole_of_the_shipped_model() -> None:
     config, _ = read_settings(CONFIGS / "images.yaml", ["streams.sets=[{path: people}]"])
     assert config.init is not None and load_checkpoint(config.init).config == config.network
+
+
+def test_light_is_the_network_of_the_shipped_one() -> None:
+    config, _ = read_settings(CONFIGS / "light.yaml", [])
+    assert load_checkpoint("light").config == config.network
