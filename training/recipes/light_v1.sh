@@ -7,27 +7,10 @@
 # MOCAP: recordings; CLOTHES: MakeHuman's garments; see training/README.md.
 set -euo pipefail
 mocap=$1 photos=$2 clothes=$3 out=${4:-out/light_v1}
-python=${PYTHON:-python}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-processes=${PROCESSES:-2} # of the backbone's training: the machine's cores, or GPUs
+source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
 
-render() { # folder, seed, count, further options
-	$python -m training.render --out "$out/$1" --seed "$2" --count "$3" --motion-capture "$mocap" \
-		--background-people "$photos" "${@:4}"
-}
 features() { # folder, further options
 	$python -m training.cache_features --backbone movenet_lightning --out "$out/features/$1" "${@:2}"
-}
-pack() { # dataset, folder, further options
-	$python -m training.pack "$1" --out "$out/packed/$2" "${@:3}"
-}
-train() { # processes, folder, further options; resumes a run that was stopped
-	local count=$1 run=$out/$2
-	shift 2
-	if [ -e "$run/checkpoint.pt" ]; then set -- --resume; else set -- "${network[@]}" "$@"; fi
-	if [ "$count" = 1 ]; then set -- -m training.train --out "$run" "$@"; else
-		set -- -m torch.distributed.run --nproc-per-node "$count" -m training.train --out "$run" "$@"; fi
-	$python "$@"
 }
 
 render renders_1 1 14000
@@ -44,13 +27,15 @@ renders="[$out/features/renders_1,$out/features/renders_2]"
 data=(poses.motion_capture="$mocap" "poses.errors=$renders" "rendered.caches=$renders"
 	"real.caches=[$out/features/photos]" "validation.caches=[$out/features/held_out]")
 
-# 1. Everything but the backbone, on features. The shipped run's first stage was 1,285 steps of a schedule of 5,000 (poses 0.6), and 2,400 of its own from there.
-train 1 regressor --config training/configs/regressor.yaml "${data[@]}" poses.fraction=0.5 rendered.fraction=0.4 real.fraction=0.1 \
-	loss.edges=0 loss.normals=0 steps=3600 validation.every=1200 optimizer.warmup=100 optimizer.ema=0.997
-train 1 decoder --config training/configs/small.yaml "${data[@]}" init="$out/regressor/model.safetensors" network.attention=tiles \
-	poses.fraction=0.4 rendered.fraction=0.45 real.fraction=0.15 batch_size=80 precision=bfloat16 steps=400 \
-	validation.every=200 validation.poses=256 optimizer.learning_rate=1.0e-3 optimizer.warmup=30 optimizer.ema=0.98 \
-	optimizer.regressor_rate=0.3
+# 1. Everything but the backbone, on features. The shipped run's first stage was 1,285 steps of a schedule of 5,000
+# (poses 0.6), and 2,400 of its own from there.
+train 1 regressor "${network[@]}" --config training/configs/regressor.yaml "${data[@]}" poses.fraction=0.5 \
+	rendered.fraction=0.4 real.fraction=0.1 loss.edges=0 loss.normals=0 steps=3600 \
+	validation.every=1200 optimizer.warmup=100 optimizer.ema=0.997
+train 1 decoder "${network[@]}" --config training/configs/small.yaml "${data[@]}" \
+	init="$out/regressor/model.safetensors" network.attention=tiles poses.fraction=0.4 rendered.fraction=0.45 \
+	real.fraction=0.15 batch_size=80 precision=bfloat16 steps=400 validation.every=200 \
+	validation.poses=256 optimizer.learning_rate=1.0e-3 optimizer.warmup=30 optimizer.ema=0.98 optimizer.regressor_rate=0.3
 
 # 2. The backbone from its stride 8 upwards, through the regressor, with a volume that joints are located in, blended with
 # what it was before; then decoder and regressor on what it sees now. (As small_v1.sh, steps 7 and 8;
@@ -65,16 +50,16 @@ images=(--config training/configs/images.yaml "streams.sets=[$sets, {path: $out/
 	"validation.streams=[$out/packed/held_out]" validation.stream_people=300 poses.motion_capture="$mocap"
 	accumulation=4 precision=bfloat16 streams.workers=0)
 lower="backbone.encoder.stages"
-train "$processes" backbone "${images[@]}" stage=regressor init="$out/decoder/best.safetensors" steps=450 batch_size=72 \
-	poses.fraction=0.111112 streams.fraction=0.888888 \
+train "$processes" backbone "${network[@]}" "${images[@]}" stage=regressor init="$out/decoder/best.safetensors" \
+	steps=450 batch_size=72 poses.fraction=0.111112 streams.fraction=0.888888 \
 	"optimizer.frozen=[backbone.encoder.stem,$lower.0,$lower.1,$lower.2]" optimizer.learning_rate=1.0e-3 \
 	optimizer.regressor_rate=0.4 optimizer.backbone_rate=2 optimizer.backbone_relative=true optimizer.warmup=100 \
 	optimizer.clip=5 optimizer.ema=0.99 loss.backbone_keypoints=0.2 loss.located_depth=30 loss.located_uv=12 \
 	loss.joints=0 loss.joints_mesh=5 loss.vertices=5 loss.edges=0 loss.normals=0 validation.every=225
 $python -m training.blend "$out/decoder/best.safetensors" "$out/backbone/model.safetensors" --share 0.65 \
 	--out "$out/blend.safetensors"
-train "$processes" decoder_2 "${images[@]}" stage=decoder init="$out/blend.safetensors" steps=200 batch_size=80 \
-	poses.fraction=0.1 streams.fraction=0.9 optimizer.learning_rate=8.0e-4 optimizer.backbone_rate=0 \
+train "$processes" decoder_2 "${network[@]}" "${images[@]}" stage=decoder init="$out/blend.safetensors" \
+	steps=200 batch_size=80 poses.fraction=0.1 streams.fraction=0.9 optimizer.learning_rate=8.0e-4 optimizer.backbone_rate=0 \
 	optimizer.regressor_rate=0.4 optimizer.warmup=15 optimizer.ema=0.97 loss.edges=60 loss.uv=4 loss.uv_only=4 \
 	validation.every=100
 $python -m training.evaluate --checkpoint "$out/decoder_2/model.safetensors" --out "$out/evaluate.json"

@@ -8,17 +8,8 @@
 # run; what a longer run would give is not known. training/runs.md is the log of it.
 set -euo pipefail
 mocap=$1 photos=$2 clothes=$3 out=${4:-out/small_v1}
-python=${PYTHON:-python}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-processes=${PROCESSES:-2} # of the backbone's training: the machine's cores, or GPUs
+source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
 
-render() { # folder, seed, count, further options
-	$python -m training.render --out "$out/$1" --seed "$2" --count "$3" --motion-capture "$mocap" \
-		--background-people "$photos" "${@:4}"
-}
-pack() { # dataset, folder, further options
-	$python -m training.pack "$1" --out "$out/packed/$2" "${@:3}"
-}
 features() { # folder, backbone, further options
 	$python -m training.cache_features --backbone "$2" --out "$out/$1" "${@:3}"
 }
@@ -27,14 +18,6 @@ all_features() { # folder, backbone
 	features "$1/renders_2" "$2" --rendered "$out/renders_2"
 	features "$1/held_out" "$2" --rendered "$out/held_out"
 	features "$1/photos" "$2" --coco "$photos" --split train --views 2
-}
-train() { # processes, folder, further options; resumes a run that was stopped
-	local count=$1 run=$out/$2
-	shift 2
-	if [ -e "$run/checkpoint.pt" ]; then set -- --resume; fi
-	if [ "$count" = 1 ]; then set -- -m training.train --out "$run" "$@"; else
-		set -- -m torch.distributed.run --nproc-per-node "$count" -m training.train --out "$run" "$@"; fi
-	$python "$@"
 }
 data() { # folder of features: what the stages on features are trained and validated on
 	local renders="[$out/$1/renders_1,$out/$1/renders_2]"
